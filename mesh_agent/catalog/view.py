@@ -54,8 +54,9 @@ class View:
         wanted = {record.key for record in fresh}
         changed = [record for record in fresh if self._records.get(record.key) != record]
         gone = [key for key in self._records if key not in wanted]
-        if not self.index:
-            self._floor = index
+        if not self.index or index < self.index:  # first load, or a publisher whose store began anew
+            self.index = self._floor = index
+            self._touched_at.clear()
         self.apply(index, changed, gone)
 
     def apply(self, index: int, puts: Iterable[Record], deletes: Iterable[str]) -> frozenset[Topic]:
@@ -197,6 +198,10 @@ class View:
                 self._listeners.pop(topic, None)
 
         return stop
+
+    def has_listeners(self) -> bool:
+        """Whether anybody listens to any topic."""
+        return bool(self._listeners)
 
     def instances(self, name: str, *, connect: bool = False) -> tuple[Instance, ...]:
         """Every instance of service `name` (or with `connect`, every mesh endpoint that accepts traffic for it), healthy or not, in key order."""
