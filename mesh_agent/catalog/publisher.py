@@ -96,7 +96,7 @@ class Publisher:
         if publication is None:
             publication = _Publication(topic)
             self._publications[topic] = publication
-            publication.stop = self._source.follow(topic, lambda: self._changed(publication))
+            publication.stop = self._follow(publication)
             self._refresh(publication)
         publication.sessions.add(session)
         frame = publication.snapshot()
@@ -121,6 +121,17 @@ class Publisher:
                 frame = publication.snapshot()
                 if frame is not None:
                     session.push(frame)
+
+    def recheck(self) -> None:
+        """A datacenter became known: follow anew what could not be answered."""
+        for publication in self._publications.values():
+            if publication.error is not None:
+                publication.stop()
+                publication.stop = self._follow(publication)
+                self._changed(publication)
+
+    def _follow(self, publication: _Publication) -> Stop:
+        return self._source.follow(publication.topic, lambda: self._changed(publication))
 
     def close(self, session: Session) -> None:
         """Forget a session."""
