@@ -270,6 +270,10 @@ class View:
         """The trust bundle: every root of every datacenter, active first."""
         return sorted(self._roots.values(), key=lambda root: (not root.active, root.datacenter, root.fingerprint))
 
+    def root(self, key: str) -> Root | None:
+        """The root stored at `key`; None if there is none or it was removed."""
+        return self._roots.get(key)
+
     def record(self, key: str) -> Record | None:
         """The stored record behind `key`, as last applied."""
         return self._records.get(key)
