@@ -17,7 +17,9 @@ FLAGS_VARIABLE = "MESH_CONFIG_FILE_FLAGS"
 
 
 def _settings() -> AgentConfig:
-    given = json.loads(os.environ.pop(FLAGS_VARIABLE, '{"config_file": "/etc/mesh/mesh.toml", "dev": false, "flags": {}}'))
+    given = json.loads(
+        os.environ.pop(FLAGS_VARIABLE, '{"config_file": "/etc/mesh/mesh.toml", "dev": false, "flags": {}}')
+    )
     if given["dev"]:
         return dev_config(given["flags"])
     path = given["config_file"]

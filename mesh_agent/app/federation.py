@@ -25,7 +25,9 @@ _RETRY_S = 1.0
 class Federation:
     """Merges the federated objects of other datacenters into the own store."""
 
-    def __init__(self, own: View, store: Store, hybrid: HybridClock, clock: Clock, vouched: Callable[[Root], bool]) -> None:
+    def __init__(
+        self, own: View, store: Store, hybrid: HybridClock, clock: Clock, vouched: Callable[[Root], bool]
+    ) -> None:
         """`vouched(root)` tells whether encrypted gossip names that root's fingerprint for its datacenter."""
         self._own = own
         self._store = store

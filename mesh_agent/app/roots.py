@@ -46,7 +46,9 @@ async def fetch_roots(server: ServerAddress, *, timeout_s: float = 5.0) -> list[
     offered: list[str] = msgspec.json.decode(response.body)["roots"]
     believed = [pem for pem in offered if _vouched(server, pem)]
     if not believed:
-        raise Unreachable(f"server {server.name} offers no root that its gossip tag vouches for; is something between us?")
+        raise Unreachable(
+            f"server {server.name} offers no root that its gossip tag vouches for; is something between us?"
+        )
     return believed
 
 
