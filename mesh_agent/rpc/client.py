@@ -14,7 +14,7 @@ import msgspec
 from mesh_agent.ca.spiffe_id import SpiffeId, server_datacenter
 from mesh_agent.errors import InvalidRequest, MeshError, NoPathToDatacenter, NoServers, NotFound, PermissionDenied, Unreachable
 from mesh_agent.http.client import HttpClient
-from mesh_agent.http.frames import FrameStream
+from mesh_agent.http.server import FrameStream
 from mesh_agent.http.message import Response
 from mesh_agent.rpc.router import MemberLike, Router, ServerAddress
 
