@@ -28,10 +28,12 @@ from mesh_agent.dns.plan import Namer, Plan, Planner
 from mesh_agent.dns.reverse import ReverseNames
 from mesh_agent.model import Topic
 
-_WIRE_CACHE_BYTES = 4 * 1024 * 1024
-_WIRE_ENTRY_BYTES = 400
+_WIRE_CACHE_BYTES = 3 * 1024 * 1024
+_WIRE_ENTRY_BYTES = 1000
 """What an entry occupies beside its answers, roughly."""
 _PLAN_CACHE_UNITS = 20_000
+_PLAN_ENTRY_UNITS = 8
+"""What an entry without units occupies, as if it were units (about 150 bytes each)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,11 @@ class Responder:
         for (qtype, rcode), count in sorted(self._counts.items()):
             yield "mesh_dns_answers_total", {"type": qtype, "rcode": rcode}, float(count[0])
 
+    @property
+    def cached(self) -> int:
+        """Entries in both caches."""
+        return len(self._plans) + sum(len(cache) for cache in self._hot.values())
+
     # -- the cold roads
 
     def _cold(self, query: bytes, tcp: bool) -> Outcome:
@@ -180,7 +187,7 @@ class Responder:
         if plan is None:
             return self._plan_without_catalog(query, Asked(Kind.FOREIGN))
         source = _Source(topic, view, view.topic_index(topic))
-        self._plans.put(key, (source, plan), 1 + len(plan.units))
+        self._plans.put(key, (source, plan), _PLAN_ENTRY_UNITS + len(plan.units))
         return source, plan
 
     def _topic(self, asked: Asked, qtype: int) -> Topic | None:

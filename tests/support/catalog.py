@@ -9,7 +9,10 @@ from mesh_agent.model import Check, Node, Record, Service, Status, Topic
 
 
 class StaticCatalog:
-    """Datacenters with full Views, the first one being the own. A datacenter in `hidden` is known but has no View until `ensure`d; one in `cut` cannot be reached."""
+    """Datacenters with full Views, the first one being the own.
+
+    A datacenter in `hidden` is known but has no View until `ensure`d; one in `cut` cannot be reached, for the reason given.
+    """
 
     def __init__(self, views: dict[str, View]) -> None:
         self.datacenter = next(iter(views))
