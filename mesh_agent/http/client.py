@@ -223,7 +223,7 @@ class HttpClient:
                 port = parts.port or (443 if secure else 80)
                 _, exchange = await loop.create_connection(
                     _Exchange,
-                    parts.hostname,
+                    parts.hostname or "localhost",
                     port,
                     ssl=self._context if secure else None,
                     server_hostname="" if secure else None,
