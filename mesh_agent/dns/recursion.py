@@ -21,8 +21,8 @@ def parse_recursor(text: str) -> Server:
     """`1.1.1.1`, `1.1.1.1:53`, `2606:4700::1111` or `[2606:4700::1111]:53`. ConfigError for anything else."""
     host, port = text, "53"
     if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
-        port = rest.removeprefix(":") or "53"
+        host, bracket, rest = text[1:].partition("]")
+        port = rest.removeprefix(":") or ("53" if bracket else "")
     elif text.count(":") == 1:
         host, port = text.split(":")
     if parse_address(host) is None or not port.isdecimal() or not 0 < int(port) < 65536:

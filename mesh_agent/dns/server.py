@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+import socket
 from collections.abc import Callable
 from typing import cast
 
@@ -20,6 +21,7 @@ _MAX_CONNECTIONS = 512
 _IDLE_S = 10.0
 _MAX_TOPICS_PER_QUERY = 4
 _BIND_ATTEMPTS = 20
+_RECEIVE_BUFFER_BYTES = 2 * 1024 * 1024
 
 Reply = Callable[[bytes], None]
 
@@ -46,18 +48,16 @@ class DnsServer:
         """Listen on UDP and TCP; returns the port (that of both, also when 0 was asked for). ConfigError if it is not free."""
         loop = asyncio.get_running_loop()
         for attempt in range(_BIND_ATTEMPTS):
-            try:
-                transport, _ = await loop.create_datagram_endpoint(lambda: _Udp(self), local_addr=(host, port))
-            except OSError as error:
-                raise ConfigError(f"ports.dns: cannot listen on {host} port {port}/udp: {error}") from error
-            bound = int(transport.get_extra_info("sockname")[1])
+            datagrams = await _bind_udp(host, port)
+            bound = int(datagrams.getsockname()[1])
             try:
                 stream = await loop.create_server(lambda: _Connection(self), host, bound)
             except OSError as error:
-                transport.close()
+                datagrams.close()
                 if port or attempt == _BIND_ATTEMPTS - 1:
                     raise ConfigError(f"ports.dns: cannot listen on {host} port {bound}/tcp: {error}") from error
-                continue
+                continue  # port 0 found a UDP port whose TCP twin is taken
+            transport, _ = await loop.create_datagram_endpoint(lambda: _Udp(self), sock=datagrams)
             self._datagrams.append(transport)
             self._streams.append(stream)
             return bound
@@ -125,6 +125,24 @@ class DnsServer:
             except Unreachable as error:
                 return self.responder.unreachable(query, outcome.topic, str(error), tcp=tcp)
         return self.responder.failed(query, "the catalog comes and goes; ask again")
+
+
+async def _bind_udp(host: str, port: int) -> socket.socket:
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+        family, _, _, _, address = found[0]
+        bound = socket.socket(family, socket.SOCK_DGRAM)
+        try:
+            bound.setblocking(False)
+            # A burst while the loop is busy must wait, not be lost; the kernel cuts this to net.core.rmem_max.
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
+            bound.bind(address)
+        except OSError:
+            bound.close()
+            raise
+    except OSError as error:
+        raise ConfigError(f"ports.dns: cannot listen on {host} port {port}/udp: {error}") from error
+    return bound
 
 
 class _Udp(asyncio.DatagramProtocol):
