@@ -4,6 +4,7 @@
 
 Both servers run alone in a process of their own (uvloop); the load comes from another process: `dnsperf` if it is installed, else a generator in
 this file that keeps several sockets busy (it is itself Python and the slower of the two, so only the ratio means something then).
+"Replica" is an answer from a subscribed topic: another datacenter on a server, everything on a client agent.
 The echo server sends a constant 60-byte answer, the ceiling of what a `DatagramProtocol` can do.
 """
 
@@ -27,10 +28,15 @@ import uvloop
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from mesh_agent.catalog.runner import Catalog, FrameStream, Subscriber
+from mesh_agent.catalog.stream import Update
+from mesh_agent.catalog.view import View
+from mesh_agent.clock import SystemClock
 from mesh_agent.config import AgentConfig
 from mesh_agent.dns.server import DnsServer
-from mesh_agent.model import Node, Service
-from tests.support.catalog import StaticCatalog, ViewWriter
+from mesh_agent.errors import Unreachable
+from mesh_agent.model import Node, Service, Topic
+from tests.support.catalog import ViewWriter
 
 QUESTIONS = [
     ("A, 1 instance", "one.service.mesh A"),
@@ -38,20 +44,35 @@ QUESTIONS = [
     ("A, 50 instances (3 sent)", "fifty.service.mesh A"),
     ("SRV, 3 instances", "three.service.mesh SRV"),
     ("SRV, 50 instances (3 sent)", "fifty.service.mesh SRV"),
-    ("A, 3 in dc2", "three.service.dc2.mesh A"),
+    ("A, 3 instances, replica", "three.service.dc2.mesh A"),
     ("NXDOMAIN", "nothing.service.mesh A"),
 ]
 
 
-def catalog() -> StaticCatalog:
-    """Two datacenters with services of 1, 3 and 50 instances."""
-    writers = {name: ViewWriter(name) for name in ("dc1", "dc2")}
-    for writer in writers.values():
-        for count, service in ((1, "one"), (3, "three"), (50, "fifty")):
-            for at in range(count):
-                node = Node(name=f"node-{at}", address=f"10.0.{at // 250}.{at % 250 + 1}", meta={"rack": "r1"})
-                writer.instance(Service(id=service, name=service, node=node.name, port=8080), node)
-    return StaticCatalog({name: writer.view for name, writer in writers.items()})
+def fill(datacenter: str) -> View:
+    """A datacenter with services of 1, 3 and 50 instances."""
+    writer = ViewWriter(datacenter)
+    for count, service in ((1, "one"), (3, "three"), (50, "fifty")):
+        for at in range(count):
+            node = Node(name=f"node-{at}", address=f"10.0.0.{at + 1}", meta={"rack": "r1"})
+            writer.instance(Service(id=service, name=service, node=node.name, port=8080), node)
+    return writer.view
+
+
+async def never() -> FrameStream:
+    """A publisher that is not there."""
+    raise Unreachable("not connected")
+
+
+def catalog() -> Catalog:
+    """What a server has: a full View of its own datacenter, and of another one what it subscribed to (as client agents have of their own)."""
+    far = fill("dc2")
+    subscriber = Subscriber("dc2", never, clock=SystemClock(), rng=random.Random(1), silence_s=1.0, keep_when_lost=True)
+    topic = Topic("dc2", "service", "three")
+    records = list(far.records(topic).values())
+    subscriber.want(topic).update(Update(topic, far.index, records, [], reset=True))
+    known = {"dc2": subscriber}
+    return Catalog("dc1", fill("dc1"), known.get, lambda: ["dc1", "dc2"], lambda: True)
 
 
 class Echo(asyncio.DatagramProtocol):
