@@ -180,13 +180,13 @@ class Root(Model, frozen=True, kw_only=True):
 class Federated(Model, frozen=True, kw_only=True):
     """Envelope of an object that every datacenter stores: newest timestamp wins, `value` None is a tombstone.
 
-    `value` is the JSON of an `Intention` or `Root`; `stamp` is (wall ms, counter, origin datacenter), see `hlc`.
-    `conflict` keeps the JSON of a concurrent value that lost.
+    `value` is an `Intention` or `Root` as plain JSON; `stamp` is (wall ms, counter, origin datacenter), see `hlc`.
+    `conflict` keeps a concurrent value that lost.
     """
 
     stamp: tuple[int, int, str]
-    value: msgspec.Raw | None = None
-    conflict: msgspec.Raw | None = None
+    value: dict[str, Any] | None = None
+    conflict: dict[str, Any] | None = None
 
 
 class Record(NamedTuple):

@@ -22,8 +22,6 @@ _NODE = msgspec.json.Decoder(Node)
 _SERVICE = msgspec.json.Decoder(Service)
 _CHECK = msgspec.json.Decoder(Check)
 _FEDERATED = msgspec.json.Decoder(Federated)
-_INTENTION = msgspec.json.Decoder(Intention)
-_ROOT = msgspec.json.Decoder(Root)
 _MAX_TOPICS = 200_000
 
 
@@ -109,9 +107,9 @@ class View:
         self._intentions.pop(record.key, None)
         self._roots.pop(record.key, None)
         if envelope.value is not None and record.key.startswith(keys.INTENTIONS):
-            self._intentions[record.key] = _INTENTION.decode(envelope.value)
+            self._intentions[record.key] = msgspec.convert(envelope.value, Intention)
         elif envelope.value is not None and record.key.startswith(keys.ROOTS):
-            self._roots[record.key] = _ROOT.decode(envelope.value)
+            self._roots[record.key] = msgspec.convert(envelope.value, Root)
         return {self._topic("federated", "")}
 
     def _drop(self, key: str) -> set[Topic]:

@@ -1,0 +1,1 @@
+"""Who may speak: SPIFFE identities, the datacenter's certificate authority, the trust bundle."""
