@@ -6,7 +6,7 @@ Three roads, from hot to cold:
 3. the plan is made from the View.
 Both caches hold the View object and the index they were made from, so they cannot outlive a change, a cut-off datacenter (no View), or a
 stream that began anew (another View). What cannot be answered here comes back as an effect for the shell: `NeedTopic` (wait for the catalog,
-then ask again) or `Recurse`.
+then ask again), `Recurse` (not ours), or `Follow` (an alias whose addresses are elsewhere).
 
 Where Consul 1.8 and the RFCs part we follow the RFCs: NODATA for a name without the asked type, empty non-terminals, SOA under the zone asked for,
 REFUSED for other classes, NOTIMP for other opcodes.
@@ -20,11 +20,11 @@ from typing import NamedTuple
 from mesh_agent.catalog.reader import CatalogReader
 from mesh_agent.catalog.view import View
 from mesh_agent.config import AgentConfig
-from mesh_agent.dns import wire
+from mesh_agent.dns import alias, wire
 from mesh_agent.dns.cache import Bounded
 from mesh_agent.dns.compose import Frame, Wheel, message
 from mesh_agent.dns.names import SERVERS, Asked, Kind, NameParser
-from mesh_agent.dns.plan import Namer, Plan, Planner
+from mesh_agent.dns.plan import Namer, Plan, Planner, Unit
 from mesh_agent.dns.reverse import ReverseNames
 from mesh_agent.model import Topic
 
@@ -48,7 +48,16 @@ class Recurse:
     """The name is not ours: pass the query to the recursors; if none answers call `failed`."""
 
 
-Outcome = bytes | NeedTopic | Recurse | None
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """The answer is an alias: resolve `query` like a client's, then call `followed` with what came out (None if nothing did)."""
+
+    alias: Unit
+    target: bytes
+    query: bytes
+
+
+Outcome = bytes | NeedTopic | Recurse | Follow | None
 _RECURSE = Recurse()
 
 
@@ -121,6 +130,13 @@ class Responder:
         reason = wire.extended_error(wire.EDE_NO_REACHABLE_AUTHORITY, text)
         return self._refusal(wire.parse_query(query), wire.SERVFAIL, reason)
 
+    def followed(self, query: bytes, follow: Follow, answer: bytes | None, *, tcp: bool = False) -> bytes:
+        """The alias with the addresses that `answer` has for its target; the alias alone if there are none: a resolver in front of us can go on."""
+        parsed = wire.parse_query(query)
+        found = () if answer is None else alias.addresses(answer, parsed.qtype)
+        behind = tuple(Unit(wire.record(follow.target, parsed.qtype, ttl_s, rdata)) for ttl_s, rdata in found)
+        return self._assemble(parsed, Plan(units=(follow.alias, *behind)), tcp)
+
     def counts(self) -> Iterator[tuple[str, dict[str, str], float]]:
         """Answers given so far, as (metric name, labels, value)."""
         for (qtype, rcode), count in sorted(self._counts.items()):
@@ -149,6 +165,10 @@ class Responder:
         if isinstance(found, NeedTopic | Recurse):
             return found
         source, plan = found
+        if plan.single and parsed.qtype in (wire.A, wire.AAAA):
+            follow = self._follow(plan, parsed)
+            if follow is not None:
+                return follow
         if source is None or not _is_plain(query, parsed):
             return self._assemble(parsed, plan, tcp)
         wheel = Wheel(plan, self._frame(parsed, tcp), self._rng)
@@ -156,6 +176,14 @@ class Responder:
         self._hot[tcp].put(query[2:], hot, _WIRE_ENTRY_BYTES + len(query) + wheel.bytes)
         hot.count[0] += 1
         return query[:2] + wheel.next()
+
+    def _follow(self, plan: Plan, query: wire.Query) -> Follow | None:
+        """How to go on with an alias; None if nobody could be asked for its target."""
+        unit = self._rng.choice(plan.units)
+        target = wire.cname_target(unit.answer)
+        asked = alias.target_query(target, query.qtype, query.id)
+        is_ours = self._names.parse(wire.parse_query(asked).labels).kind is not Kind.FOREIGN
+        return Follow(unit, target, asked) if is_ours or self._recursion else None
 
     def _refuse(self, query: wire.Query) -> bytes | None:
         """What is refused whatever the name is."""

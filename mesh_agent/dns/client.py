@@ -29,7 +29,7 @@ class Recursor:
     """Forwards queries to other DNS servers. ConfigError if one of `recursors` is no address."""
 
     def __init__(self, recursors: Sequence[str], *, timeout_s: float, rng: random.Random) -> None:
-        self._servers = [parse_recursor(text) for text in recursors]
+        self.servers = [parse_recursor(text) for text in recursors]
         self._timeout_s = timeout_s
         self._rng = rng
 
@@ -38,7 +38,7 @@ class Recursor:
         sent = self._rng.getrandbits(16).to_bytes(2, "big") + query[2:]
         fallback: bytes | None = None
         reasons: list[str] = []
-        for server in self._servers:
+        for server in self.servers:
             try:
                 async with asyncio.timeout(self._timeout_s):
                     answer = await self._ask_one(server, sent, tcp)

@@ -9,7 +9,7 @@ from typing import cast
 
 from mesh_agent.catalog.reader import CatalogReader
 from mesh_agent.config import AgentConfig
-from mesh_agent.dns.answer import NeedTopic, Responder
+from mesh_agent.dns.answer import Follow, NeedTopic, Recurse, Responder
 from mesh_agent.dns.client import Recursor
 from mesh_agent.errors import ConfigError, Unreachable
 
@@ -20,6 +20,7 @@ _MAX_WAITING = 2048
 _MAX_CONNECTIONS = 512
 _IDLE_S = 10.0
 _MAX_TOPICS_PER_QUERY = 4
+_MAX_ALIASES = 3
 _BIND_ATTEMPTS = 20
 _RECEIVE_BUFFER_BYTES = 2 * 1024 * 1024
 
@@ -50,6 +51,9 @@ class DnsServer:
         for attempt in range(_BIND_ATTEMPTS):
             datagrams = await _bind_udp(host, port)
             bound = int(datagrams.getsockname()[1])
+            if (host, bound) in self._recursor.servers:
+                datagrams.close()
+                raise ConfigError(f"dns.recursors: {host} port {bound} is this agent itself; name another DNS server")
             try:
                 stream = await loop.create_server(lambda: _Connection(self), host, bound)
             except OSError as error:
@@ -110,21 +114,28 @@ class DnsServer:
         if answer is not None:
             reply(answer)
 
-    async def _resolve(self, query: bytes, tcp: bool) -> bytes | None:
+    async def _resolve(self, query: bytes, tcp: bool, depth: int = 0) -> bytes | None:
         for _ in range(_MAX_TOPICS_PER_QUERY):
             outcome = self.responder.answer(query, tcp=tcp)
-            if outcome is None or isinstance(outcome, bytes):
-                return outcome
+            if isinstance(outcome, Recurse):
+                return await self._recurse(query, tcp)
+            if isinstance(outcome, Follow):
+                deeper = depth < _MAX_ALIASES
+                found = await self._resolve(outcome.query, True, depth + 1) if deeper else None
+                return self.responder.followed(query, outcome, found, tcp=tcp)
             if not isinstance(outcome, NeedTopic):
-                try:
-                    return await self._recursor.ask(query, tcp=tcp)
-                except Unreachable as error:
-                    return self.responder.failed(query, str(error))
+                return outcome
             try:
                 await self._catalog.ensure(outcome.topic, self._catalog_timeout_s)
             except Unreachable as error:
                 return self.responder.unreachable(query, outcome.topic, str(error), tcp=tcp)
         return self.responder.failed(query, "the catalog comes and goes; ask again")
+
+    async def _recurse(self, query: bytes, tcp: bool) -> bytes:
+        try:
+            return await self._recursor.ask(query, tcp=tcp)
+        except Unreachable as error:
+            return self.responder.failed(query, str(error))
 
 
 async def _bind_udp(host: str, port: int) -> socket.socket:

@@ -148,7 +148,7 @@ def _parse_name(data: bytes, at: int) -> tuple[tuple[bytes, ...], int]:
 def _parse_additional(data: bytes, at: int) -> tuple[Edns | None, int]:
     """One record of the additional section: OPT, or anything else (TSIG, SIG(0)), which is skipped."""
     root = data[at : at + 1] == b"\0"
-    at = _skip_name(data, at)
+    at = skip_name(data, at)
     if len(data) < at + _RECORD.size:
         raise Malformed("an additional record is cut off")
     rtype, size, ttl, length = _RECORD.unpack_from(data, at)
@@ -163,7 +163,8 @@ def _parse_additional(data: bytes, at: int) -> tuple[Edns | None, int]:
     return Edns(size, ttl >> 16 & 0xFF, bool(ttl & _DO), _parse_options(rdata)), at + length
 
 
-def _skip_name(data: bytes, at: int) -> int:
+def skip_name(data: bytes, at: int) -> int:
+    """Where the name at `at`, compressed or not, ends; raises Malformed."""
     while at < len(data):
         size = data[at]
         if size >= 0xC0:
@@ -218,6 +219,11 @@ def pointer(offset: int) -> bytes:
 def record(owner: bytes, rtype: int, ttl_s: int, rdata: bytes) -> bytes:
     """A resource record of class IN."""
     return owner + _RECORD.pack(rtype, IN, ttl_s, len(rdata)) + rdata
+
+
+def cname_target(answer: bytes) -> bytes:
+    """The target of a CNAME record that `record` made with `OWNER`."""
+    return answer[len(OWNER) + _RECORD.size :]
 
 
 def srv_rdata(priority: int, weight: int, port: int, target: bytes) -> bytes:

@@ -15,10 +15,11 @@ import dns.rcode
 import pytest
 import uvloop
 
+from mesh_agent.catalog.view import View
 from mesh_agent.config import AgentConfig, DnsConfig
 from mesh_agent.dns.server import DnsServer
 from mesh_agent.errors import ConfigError
-from mesh_agent.model import Node, Service
+from mesh_agent.model import Node, Service, Topic
 from tests.support.catalog import StaticCatalog, ViewWriter
 
 LOOPBACK = "127.0.0.1"
@@ -46,6 +47,8 @@ def catalog() -> StaticCatalog:
         dc1.instance(Service(id="many", name="many", node=node.name, port=80), node)
     one = Node(name="n1", address="10.0.0.1", meta={"rack": "r1"})
     dc1.instance(Service(id="api", name="api", node="n1", port=8080), one)
+    for name, target in (("ext", "www.example.com"), ("again", "api.service.mesh"), ("loop", "loop.service.mesh")):
+        dc1.instance(Service(id=name, name=name, node="n1", address=target), one)
     dc2.instance(Service(id="far", name="far", node="m1", port=9090), Node(name="m1", address="10.2.0.1"))
     return StaticCatalog({"dc1": dc1.view, "dc2": dc2.view})
 
@@ -196,6 +199,36 @@ async def test_a_tcp_client_that_does_not_read_is_not_served_on() -> None:
         writer.transport.abort()
 
 
+class StuckCatalog(StaticCatalog):
+    """A catalog that never comes."""
+
+    def __init__(self, views: dict[str, View]) -> None:
+        super().__init__(views)
+        self.asked = asyncio.Event()
+
+    async def ensure(self, topic: Topic, timeout_s: float = 2.0) -> View:
+        self.asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+
+@on_both_loops
+async def test_stopping_does_not_wait_for_those_who_wait() -> None:
+    held = StuckCatalog({"dc1": ViewWriter("dc1").view})
+    server = DnsServer(AgentConfig(node_name="x"), held, random.Random(1))
+    port = await server.start(LOOPBACK, 0)
+    reader, writer = await asyncio.open_connection(LOOPBACK, port)
+    writer.write(framed("api.service.dc2.mesh"))
+    async with asyncio.timeout(DEADLINE_S):
+        await held.asked.wait()
+        await server.stop()
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() == b""
+    writer.close()
+    with pytest.raises(OSError, match=r"Connect|connect"):
+        await asyncio.open_connection(LOOPBACK, port)
+
+
 @on_both_loops
 async def test_junk_datagrams_leave_the_server_alive() -> None:
     async with running() as it:
@@ -329,6 +362,33 @@ async def test_unknown_reverse_names_go_to_the_recursors() -> None:
     async with recursing("good") as (it, upstreams):
         await it.udp("9.9.9.9.in-addr.arpa", "PTR")
         assert upstreams[0].asked == 1
+
+
+@on_both_loops
+async def test_the_addresses_behind_an_alias_come_with_it() -> None:
+    async with recursing("good") as (it, upstreams):
+        for answer in (await it.udp("ext.service.mesh"), await it.tcp("ext.service.mesh")):
+            assert addresses(answer) == ["192.0.2.1", "www.example.com."]
+        answer = await it.udp("again.service.mesh")
+        assert [rrset.to_text() for rrset in answer.answer] == [
+            "again.service.mesh. 0 IN CNAME api.service.mesh.",
+            "api.service.mesh. 0 IN A 10.0.0.1",
+        ]
+        assert addresses(await it.udp("loop.service.mesh")) == ["loop.service.mesh."]
+        assert addresses(await it.udp("ext.service.mesh", "CNAME")) == ["www.example.com."]
+        assert upstreams[0].asked == 2
+    async with recursing("gone", timeout_s=0.2) as (it, _):
+        assert addresses(await it.udp("ext.service.mesh")) == ["www.example.com."]
+
+
+@on_both_loops
+async def test_an_agent_is_not_its_own_recursor() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind((LOOPBACK, 0))
+        port = probe.getsockname()[1]
+    config = AgentConfig(node_name="x", dns=DnsConfig(recursors=(f"{LOOPBACK}:{port}",)))
+    with pytest.raises(ConfigError, match="is this agent itself"):
+        await DnsServer(config, catalog(), random.Random(1)).start(LOOPBACK, port)
 
 
 @pytest.mark.parametrize("text", ["dns.example.com", "1.2.3.4:x", "1.2.3.4:0", "[::1", "1.2.3.4:70000", ""])

@@ -7,7 +7,8 @@ import dns.message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesh_agent.dns import wire
+from mesh_agent.dns import alias, wire
+from mesh_agent.dns.recursion import is_answer_to
 from tests.unit.dns.conftest import World, fill
 
 WORLD = World()
@@ -43,6 +44,13 @@ def check(data: bytes) -> None:
                 assert len(outcome) <= (wire.TCP_BYTES if tcp else wire.UDP_SEND_BYTES)
                 dns.message.from_wire(outcome)
                 assert responder.answer(outcome, tcp=tcp) is None
+
+
+@given(st.binary(max_size=300), st.sampled_from([wire.A, wire.AAAA]))
+def test_broken_answers_of_recursors(data: bytes, qtype: int) -> None:
+    for _, rdata in alias.addresses(data, qtype):
+        assert len(rdata) in (4, 16)
+    is_answer_to(data, dns.message.make_query("a.mesh", "A", id=int.from_bytes(data[:2], "big")).to_wire())
 
 
 @given(st.binary(max_size=600))
