@@ -4,7 +4,7 @@ import datetime
 from collections.abc import Iterable
 
 from cryptography import x509
-from cryptography.x509.verification import ExtensionPolicy, PolicyBuilder, Store, VerificationError
+from cryptography.x509.verification import Criticality, ExtensionPolicy, PolicyBuilder, Store, VerificationError
 
 from mesh_agent.ca.issue import fingerprint, load_certificate
 from mesh_agent.ca.spiffe_id import SpiffeId
@@ -54,11 +54,12 @@ def verify(leaf_pem: str, roots: Iterable[str], now: float) -> SpiffeId:
     certificates = [load_certificate(pem) for pem in roots]
     if not certificates:
         raise PermissionDenied("the trust bundle is empty")
+    authorities = ExtensionPolicy.permit_all().require_present(x509.BasicConstraints, Criticality.AGNOSTIC, None)
     builder = (
         PolicyBuilder()
         .store(Store(certificates))
         .time(datetime.datetime.fromtimestamp(now, datetime.UTC))
-        .extension_policies(ee_policy=ExtensionPolicy.permit_all(), ca_policy=ExtensionPolicy.permit_all())
+        .extension_policies(ee_policy=ExtensionPolicy.permit_all(), ca_policy=authorities)
     )
     try:
         builder.build_client_verifier().verify(load_certificate(leaf_pem), [])

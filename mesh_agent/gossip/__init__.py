@@ -1,0 +1,1 @@
+"""Who is alive: SWIM with Lifeguard, wire-compatible with memberlist and serf."""
