@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mesh_agent.dns import wire
-from mesh_agent.dns.plan import Plan, Unit
+from mesh_agent.dns.plan import Extra, Plan, Unit
 
 _MOST_VARIANTS = 32
 _VARIANT_BYTES = 32 * 1024
@@ -36,24 +36,31 @@ class Chosen(NamedTuple):
     truncated: bool
 
 
-def choose(units: Sequence[Unit], room: int, most: int | None) -> Chosen:
-    """As many units as fit into `room` bytes. When all answers fit, additional records are a bonus that may be cut (RFC 2181, 9);
-    otherwise an answer without its address is worth little, so they come in pairs."""
+def choose(units: Sequence[Unit], start: int, room: int, most: int | None) -> Chosen:
+    """As many units as fit into `room` bytes from offset `start` of the message on.
+
+    When all answers fit, additional records are a bonus that may be cut (RFC 2181, 9); otherwise an answer without its address is worth
+    little, so they come in pairs.
+    """
     wanted = units if most is None else units[:most]
     size = sum(len(unit.answer) for unit in wanted)
     if size <= room:
         answers = [unit.answer for unit in wanted]
-        additionals = _bonus(wanted, room - size)
+        additionals = _bonus(wanted, start, room - size)
     else:
-        answers, additionals = _pairs(wanted, room)
+        answers, additionals = _pairs(wanted, start, room)
     return Chosen(answers, additionals, len(answers) < len(units))
 
 
-def _bonus(units: Sequence[Unit], room: int) -> list[bytes]:
-    extras = dict.fromkeys(extra for unit in units for extra in unit.addresses)
-    extras |= dict.fromkeys(extra for unit in units for extra in unit.texts)
+def _bonus(units: Sequence[Unit], start: int, room: int) -> list[bytes]:
+    extras: dict[tuple[bytes, bytes], bytes] = {}
+    texts: dict[tuple[bytes, bytes], bytes] = {}
+    for unit in units:
+        _place(unit, unit.addresses, start, extras)
+        _place(unit, unit.texts, start, texts)
+        start += len(unit.answer)
     found: list[bytes] = []
-    for extra in extras:
+    for extra in (*extras.values(), *texts.values()):
         room -= len(extra)
         if room < 0:
             break
@@ -61,25 +68,42 @@ def _bonus(units: Sequence[Unit], room: int) -> list[bytes]:
     return found
 
 
-def _pairs(units: Sequence[Unit], room: int) -> tuple[list[bytes], list[bytes]]:
+def _pairs(units: Sequence[Unit], start: int, room: int) -> tuple[list[bytes], list[bytes]]:
     answers: list[bytes] = []
-    extras: dict[bytes, None] = {}
+    extras: dict[tuple[bytes, bytes], bytes] = {}
     for unit in units:
-        fresh = [extra for extra in unit.addresses if extra not in extras]
-        room -= len(unit.answer) + sum(map(len, fresh))
-        if room < 0:
-            break
+        before = len(extras)
+        cost = len(unit.answer) + _place(unit, unit.addresses, start, extras)
+        if cost > room:
+            return answers, list(extras.values())[:before]
         answers.append(unit.answer)
-        extras |= dict.fromkeys(fresh)
-    return answers, list(extras)
+        room -= cost
+        start += len(unit.answer)
+    return answers, list(extras.values())
+
+
+def _place(unit: Unit, additions: Sequence[Extra], at: int, extras: dict[tuple[bytes, bytes], bytes]) -> int:
+    """Give the additions of a unit whose answer starts at `at` their owners, and add those that are not there yet; returns their bytes."""
+    cost = 0
+    for extra in additions:
+        whole = extra.owner or unit.answer[unit.target_at :]
+        if (whole, extra.body) in extras:
+            continue
+        owner = whole
+        if not extra.owner and at + unit.target_at < wire.POINTER_LIMIT:
+            owner = wire.pointer(at + unit.target_at)
+        placed = extras[whole, extra.body] = owner + extra.body
+        cost += len(placed)
+    return cost
 
 
 def message(plan: Plan, units: Sequence[Unit], frame: Frame) -> bytes:
     """The answer without its first two bytes, the id."""
-    room = frame.limit - wire.HEADER_BYTES - len(frame.question) - len(frame.opt) - sum(map(len, plan.authority))
+    start = wire.HEADER_BYTES + len(frame.question)
+    room = frame.limit - start - len(frame.opt) - sum(map(len, plan.authority))
     if plan.single:
         units = units[:1]
-    answers, additionals, truncated = choose(units, room, frame.most_answers if plan.shuffled else None)
+    answers, additionals, truncated = choose(units, start, room, frame.most_answers if plan.shuffled else None)
     flags = frame.flags | plan.rcode & 0xF | (wire.TC if truncated and frame.signal_truncation else 0)
     counts = (1, len(answers), len(plan.authority), len(additionals) + bool(frame.opt))
     head = wire.header(0, flags, counts)[2:]

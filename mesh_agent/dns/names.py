@@ -1,7 +1,7 @@
 """From the labels of a question to what is asked for: Consul's name grammar.
 
     [<tag>.]<service>.service[.<dc>[.dc]].<domain>        instances of a service
-    _<service>._<tag or tcp>.service[.<dc>[.dc]].<domain> the same in the form of RFC 2782
+    _<service>._<tag or tcp>[.service][.<dc>[.dc]].<domain>   the same in the form of RFC 2782
     <service>.connect[.<dc>[.dc]].<domain>                mesh endpoints of a service
     <node>.node[.<dc>[.dc]].<domain>                      a node
     <hex address>.addr[.<dc>[.dc]].<domain>               an address spelled as a name
@@ -84,6 +84,8 @@ class NameParser:
         if labels == ("ns",):
             return Asked(Kind.SERVICE, zone, SERVERS, datacenter=self._datacenter)
         after, kind, before = _split(labels)
+        if kind is None and _is_rfc_2782(labels[:2]) and len(labels) <= 4 and labels[3:] in ((), ("dc",)):
+            kind, before, after = Kind.SERVICE, labels[:2], labels[2:]
         if kind is None:
             return Asked(Kind.EMPTY if self._is_parent(labels) else Kind.NOTHING, zone)
         if not before:
@@ -92,8 +94,8 @@ class NameParser:
         return _entry(kind, before, zone, after[0] if after else self._datacenter)
 
     def _is_parent(self, labels: tuple[str, ...]) -> bool:
-        """`dc.mesh`, `<dc>.mesh`, `<dc>.dc.mesh`."""
-        if labels == ("dc",):
+        """`dc.mesh`, `<dc>.mesh`, `<dc>.dc.mesh`, `_tcp.mesh`."""
+        if labels == ("dc",) or (labels[0].startswith("_") and len(labels) == 1):
             return True
         if len(labels) == 2 and labels[1] != "dc":
             return False
@@ -122,11 +124,15 @@ def _entry(kind: Kind, before: tuple[str, ...], zone: int, datacenter: str) -> A
     if kind is Kind.CONNECT:
         # Consul has no tags here; what precedes the name is nothing that exists.
         return Asked(kind if len(before) == 1 else Kind.NOTHING, zone, before[-1], datacenter=datacenter)
-    if len(before) == 2 and before[0].startswith("_") and before[1].startswith("_"):
+    if len(before) == 2 and _is_rfc_2782(before):
         tag = before[1][1:]
         return Asked(kind, zone, before[0][1:], "" if tag == "tcp" else tag, datacenter)
     partial = len(before) == 1 and before[0].startswith("_")
     return Asked(kind, zone, before[-1], ".".join(before[:-1]), datacenter, partial=partial)
+
+
+def _is_rfc_2782(labels: tuple[str, ...]) -> bool:
+    return len(labels) == 2 and labels[0].startswith("_") and labels[1].startswith("_")
 
 
 def _hex_address(label: str) -> IPAddress | None:

@@ -16,12 +16,23 @@ from mesh_agent.dns.names import Asked, IPAddress, hex_label, parse_address
 from mesh_agent.model import Instance, Node, Status
 
 
+class Extra(NamedTuple):
+    """A record for the additional section without its owner, which is the target of the answer that it accompanies, or a name of its own."""
+
+    body: bytes
+    owner: bytes = b""
+
+
 class Unit(NamedTuple):
-    """One record of the answer section and what should accompany it in the additional section: first addresses, then texts."""
+    """One record of the answer section and what should accompany it in the additional section: first addresses, then texts.
+
+    `target_at` is where in `answer` the target's name starts; it reaches to the end. It matters where there are extras without an owner.
+    """
 
     answer: bytes
-    addresses: tuple[bytes, ...] = ()
-    texts: tuple[bytes, ...] = ()
+    target_at: int = 0
+    addresses: tuple[Extra, ...] = ()
+    texts: tuple[Extra, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +56,7 @@ class Namer:
     def __init__(self, question: bytes, labels: tuple[bytes, ...], zone_labels: int, settings: DnsConfig) -> None:
         inside = labels[: len(labels) - zone_labels]
         offset = sum(1 + len(label) for label in inside)
+        self._whole_zone = question[offset : len(question) - 4]
         self._room = 255 - (len(question) - 4 - offset)
         self.zone = wire.pointer(wire.HEADER_BYTES + offset)
         self._settings = settings
@@ -56,13 +68,18 @@ class Namer:
             raise ValueError("a domain name has at most 255 bytes")
         return encoded + self.zone
 
-    def node(self, name: str, datacenter: str) -> bytes:
-        """`<node>.node.<dc>.<zone>`."""
-        return self.name((*name.split("."), "node", datacenter))
+    def whole(self, labels: Sequence[str]) -> bytes:
+        """The same without compression, which the target of an SRV record must not have (RFC 2782)."""
+        return self.name(labels)[: -len(self.zone)] + self._whole_zone
 
-    def address(self, address: IPAddress, datacenter: str) -> bytes:
-        """`<hex>.addr.<dc>.<zone>`."""
-        return self.name((hex_label(address), "addr", datacenter))
+    def host(self, node: str, address: IPAddress, datacenter: str) -> tuple[str, ...]:
+        """A name for a node; a node whose name cannot stand in a name is called by its address."""
+        labels = (*node.split("."), "node", datacenter)
+        try:
+            self.name(labels)
+        except ValueError:
+            return (hex_label(address), "addr", datacenter)
+        return labels
 
     def soa(self) -> bytes:
         """The zone's SOA. Its serial is constant: there are no zone transfers, so nothing to compare it with."""
@@ -99,37 +116,40 @@ class Planner:
         for instance in chosen:
             weights = instance.service.weights
             weight = weights.passing if instance.status is Status.PASSING else weights.warning
+            address = parse_address(instance.address)
             try:
-                target, addresses, texts = self._target(instance, datacenter, namer)
+                target = self._target(instance, address, datacenter, namer)
             except ValueError:
                 continue  # an address that no name can be made of: nobody could be led there
             port = min(max(instance.service.port, 0), 65535)
             rdata = wire.srv_rdata(1, min(max(weight, 0), 65535), port, target)
-            yield Unit(wire.record(wire.OWNER, wire.SRV, self._settings.service_ttl_s, rdata), addresses, texts)
+            answer = wire.record(wire.OWNER, wire.SRV, self._settings.service_ttl_s, rdata)
+            glue = () if address is None else (Extra(_address_body(address, self._settings.node_ttl_s)),)
+            texts = self._texts(instance.node, self._node_name(instance.node, datacenter, namer))
+            yield Unit(answer, len(answer) - len(target), glue, texts)
 
-    def _target(
-        self, instance: Instance, datacenter: str, namer: Namer
-    ) -> tuple[bytes, tuple[bytes, ...], tuple[bytes, ...]]:
-        """SRV target with its address and text records: the node, unless the service has an address of its own."""
-        own = instance.service.address
-        address = parse_address(instance.address)
+    def _target(self, instance: Instance, address: IPAddress | None, datacenter: str, namer: Namer) -> bytes:
+        """SRV target: the node, unless the service has an address of its own."""
         if address is None:
-            return wire.encode_name(instance.address), (), ()
-        if not own:
-            try:
-                target = namer.node(instance.node.name, datacenter)
-            except ValueError:  # a node name that is no label can still be reached by its address
-                target = namer.address(address, datacenter)
-            texts = self._texts(target, instance.node)
-        else:
-            target, texts = namer.address(address, datacenter), ()
-        return target, (_address_record(target, address, self._settings.node_ttl_s),), texts
+            return wire.encode_name(instance.address)
+        if instance.service.address:
+            return namer.whole((hex_label(address), "addr", datacenter))
+        return namer.whole(namer.host(instance.node.name, address, datacenter))
 
-    def _texts(self, owner: bytes, node: Node) -> tuple[bytes, ...]:
+    def _node_name(self, node: Node, datacenter: str, namer: Namer) -> bytes:
+        """The node's own name, owner of its texts; empty if it has none."""
+        try:
+            return namer.name((*node.name.split("."), "node", datacenter))
+        except ValueError:
+            return b""
+
+    def _texts(self, node: Node, owner: bytes) -> tuple[Extra, ...]:
         """The node's meta data as TXT: `key=value`, or the value alone if the key says that it is RFC 1035 text already."""
+        if not owner:
+            return ()
         ttl_s = self._settings.node_ttl_s
         lines = (value if key.startswith("rfc1035-") else f"{key}={value}" for key, value in sorted(node.meta.items()))
-        return tuple(wire.record(owner, wire.TXT, ttl_s, wire.txt_rdata(line)) for line in lines)
+        return tuple(Extra(wire.body(wire.TXT, ttl_s, wire.txt_rdata(line)), owner) for line in lines)
 
     def node(self, node: Node | None, qtype: int, namer: Namer) -> Plan:
         """A node, healthy or not."""
@@ -139,8 +159,11 @@ class Planner:
         if plan is not None and plan.single:
             return plan
         units = () if plan is None else plan.units
+        texts = self._texts(node, wire.OWNER)
         if qtype in (wire.TXT, wire.ANY):
-            units += tuple(Unit(text) for text in self._texts(wire.OWNER, node))
+            units += tuple(Unit(text.owner + text.body) for text in texts)
+        elif units:  # Consul's clients find the meta data beside the address
+            units = (units[0]._replace(texts=texts),)
         return Plan(units=units) if units else namer.negative(wire.NOERROR)
 
     def address(self, address: IPAddress, qtype: int, namer: Namer) -> Plan:
@@ -162,12 +185,10 @@ class Planner:
             address = parse_address(server.address)
             if address is None or not self._is_healthy(server):
                 continue
-            try:
-                target = namer.node(server.node.name, datacenter)
-            except ValueError:
-                target = namer.address(address, datacenter)
-            glue = _address_record(target, address, self._settings.node_ttl_s)
-            yield Unit(wire.record(namer.zone, wire.NS, ttl_s, target), (glue,))
+            target = namer.name(namer.host(server.node.name, address, datacenter))
+            answer = wire.record(namer.zone, wire.NS, ttl_s, target)
+            glue = Extra(_address_body(address, self._settings.node_ttl_s))
+            yield Unit(answer, len(answer) - len(target), (glue,))
 
     def pointers(self, names: Iterable[str]) -> Plan:
         """PTR records; names are complete."""
@@ -185,8 +206,8 @@ def _has_tag(instance: Instance, tag: str) -> bool:
     return not tag or any(own.lower() == tag for own in instance.service.tags)
 
 
-def _address_record(owner: bytes, address: IPAddress, ttl_s: int) -> bytes:
-    return wire.record(owner, wire.A if address.version == 4 else wire.AAAA, ttl_s, address.packed)
+def _address_body(address: IPAddress, ttl_s: int) -> bytes:
+    return wire.body(wire.A if address.version == 4 else wire.AAAA, ttl_s, address.packed)
 
 
 def _addresses(texts: Sequence[str], qtype: int, ttl_s: int) -> Plan | None:
@@ -196,7 +217,7 @@ def _addresses(texts: Sequence[str], qtype: int, ttl_s: int) -> Plan | None:
     if addresses:
         wanted = {wire.A: (4,), wire.AAAA: (6,), wire.ANY: (4, 6)}.get(qtype, ())
         units = tuple(
-            Unit(_address_record(wire.OWNER, address, ttl_s)) for address in addresses if address.version in wanted
+            Unit(wire.OWNER + _address_body(address, ttl_s)) for address in addresses if address.version in wanted
         )
         return Plan(units=units, shuffled=True) if units else None
     aliases: list[Unit] = []

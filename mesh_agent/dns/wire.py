@@ -1,8 +1,8 @@
 """DNS wire format, the small strict part that a server of two zones needs (RFC 1035, 3596, 2782, 6891, 7871, 8914).
 
 Queries are parsed strictly: one question, no compression in it, at most one OPT, nothing behind the last record. Answers are built from
-position-independent records: an owner is a pointer to the question (offset 12), any other name ends in a pointer to the zone's name
-inside the question, so a record may stand anywhere in a message whose question has the same length.
+position-independent records: an owner is a pointer to the question (offset 12), other names are whole or end in a pointer to the zone's name
+inside the question, so a record may stand anywhere in a message whose question has the same length. Additional records alone point to answers.
 Numbers are assigned by IANA: they are the protocol, never change one.
 """
 
@@ -67,6 +67,9 @@ EDE_NO_REACHABLE_AUTHORITY: Final = 22
 
 OWNER: Final = b"\xc0\x0c"
 """A pointer to the question's name."""
+
+POINTER_LIMIT: Final = 0x4000
+"""Names from here on cannot be pointed to."""
 
 _DO: Final = 0x8000
 _HEADER = struct.Struct("!6H")
@@ -212,13 +215,18 @@ def encode_name(name: str) -> bytes:
 
 
 def pointer(offset: int) -> bytes:
-    """A compression pointer to `offset` in the message."""
+    """A compression pointer to `offset` in the message, which must be below `POINTER_LIMIT`."""
     return (0xC000 | offset).to_bytes(2, "big")
 
 
 def record(owner: bytes, rtype: int, ttl_s: int, rdata: bytes) -> bytes:
     """A resource record of class IN."""
-    return owner + _RECORD.pack(rtype, IN, ttl_s, len(rdata)) + rdata
+    return owner + body(rtype, ttl_s, rdata)
+
+
+def body(rtype: int, ttl_s: int, rdata: bytes) -> bytes:
+    """A resource record of class IN without its owner."""
+    return _RECORD.pack(rtype, IN, ttl_s, len(rdata)) + rdata
 
 
 def cname_target(answer: bytes) -> bytes:

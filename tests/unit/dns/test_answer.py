@@ -115,10 +115,10 @@ def test_srv_leads_to_nodes_with_address_and_meta(world: World) -> None:
 @pytest.mark.parametrize(
     ("name", "target", "additional"),
     [
-        ("own.service.mesh", "1 1 7 c0000207.addr.dc1.mesh.", ["192.0.2.7"]),
-        ("own.service.dc1.consul", "1 1 7 c0000207.addr.dc1.consul.", ["192.0.2.7"]),
-        ("six.service.mesh", "1 1 6 20010db8000000000000000000000006.addr.dc1.mesh.", ["2001:db8::6"]),
-        ("ext.service.mesh", "1 1 443 www.example.com.", []),
+        ("own.service.mesh", "1 1 7 c0000207.addr.dc1.mesh.", ["192.0.2.7", '"rack=r1"']),
+        ("own.service.dc1.consul", "1 1 7 c0000207.addr.dc1.consul.", ["192.0.2.7", '"rack=r1"']),
+        ("six.service.mesh", "1 1 6 20010db8000000000000000000000006.addr.dc1.mesh.", ["2001:db8::6", '"rack=r1"']),
+        ("ext.service.mesh", "1 1 443 www.example.com.", ['"rack=r1"']),
         ("api.service.dc2.mesh", "1 1 9090 m1.node.dc2.mesh.", ["10.2.0.1"]),
     ],
 )
@@ -126,6 +126,14 @@ def test_srv_targets(world: World, name: str, target: str, additional: list[str]
     answer = world.ask(name, "SRV")
     assert values(answer) == [target]
     assert values(answer, "additional") == additional
+
+
+def test_srv_targets_are_not_compressed_and_their_addresses_point_to_them(world: World) -> None:
+    data = world.responder.answer(dns.message.make_query("api.service.dc2.mesh", "SRV").to_wire())
+    assert isinstance(data, bytes)
+    target = b"\2m1\4node\3dc2\4mesh\0"
+    assert data.count(target) == 1
+    assert data[data.index(target) + len(target) :][:4] == wire.pointer(data.index(target)) + b"\0\1"
 
 
 def test_the_names_in_srv_answers_resolve(world: World) -> None:
@@ -171,6 +179,7 @@ def test_only_one_cname_at_a_time(world: World) -> None:
 
 def test_any_and_txt_on_a_node(world: World) -> None:
     assert values(world.ask("n1.node.mesh", "TXT")) == ['"rack=r1"']
+    assert rows(world.ask("n1.node.mesh"), "additional") == ['n1.node.mesh. 0 n1.node.mesh. 0 IN TXT "rack=r1"']
     assert values(world.ask("n1.node.mesh", "ANY")) == ["10.0.0.1", '"rack=r1"']
     world.dc1.put(Node(name="n1", address="10.0.0.1", meta={"rfc1035-spf": "v=spf1 -all", "a": "b"}))
     assert values(world.ask("n1.node.mesh", "TXT")) == ['"a=b"', '"v=spf1 -all"']
