@@ -55,11 +55,12 @@ def show(rows: Sequence[Mapping[str, object]], columns: Iterable[str], output: F
 
 def dump(value: object, output: Format) -> None:
     """Print a value as YAML, or as JSON for every other format."""
-    if output is Format.YAML:
-        text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip()
-    else:
-        text = json.dumps(value, indent=2, ensure_ascii=False)
-    sys.stdout.write(text + "\n")
+    as_yaml = output is Format.YAML
+    sys.stdout.write(_yaml(value) if as_yaml else json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _yaml(value: object) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
 
 
 def say(text: str) -> None:

@@ -12,10 +12,18 @@ from typing import Any, Protocol
 import msgspec
 
 from mesh_agent.ca.spiffe_id import SpiffeId, server_datacenter
-from mesh_agent.errors import InvalidRequest, MeshError, NoPathToDatacenter, NoServers, NotFound, PermissionDenied, Unreachable
+from mesh_agent.errors import (
+    InvalidRequest,
+    MeshError,
+    NoPathToDatacenter,
+    NoServers,
+    NotFound,
+    PermissionDenied,
+    Unreachable,
+)
 from mesh_agent.http.client import HttpClient
-from mesh_agent.http.server import FrameStream
 from mesh_agent.http.message import Response
+from mesh_agent.http.server import FrameStream
 from mesh_agent.rpc.router import MemberLike, Router, ServerAddress
 
 log = logging.getLogger(__name__)
@@ -36,7 +44,13 @@ class Rpc:
     """Finds a server, speaks to it, and goes on to the next one when it does not answer."""
 
     def __init__(
-        self, datacenter: str, identity: Identity, members: Callable[[str], Iterable[MemberLike]], router: Router, *, connect_timeout_s: float = 1.0
+        self,
+        datacenter: str,
+        identity: Identity,
+        members: Callable[[str], Iterable[MemberLike]],
+        router: Router,
+        *,
+        connect_timeout_s: float = 1.0,
     ) -> None:
         self._datacenter = datacenter
         self._identity = identity
@@ -51,7 +65,9 @@ class Rpc:
         if found:
             return found
         if datacenter == self._datacenter:
-            raise NoServers(f"no server of datacenter {datacenter!r} is alive in gossip; check retry_join and `mesh members`")
+            raise NoServers(
+                f"no server of datacenter {datacenter!r} is alive in gossip; check retry_join and `mesh members`"
+            )
         raise NoPathToDatacenter(f"no path to datacenter {datacenter!r}: none of its servers is alive in the WAN pool")
 
     async def request(
@@ -70,7 +86,9 @@ class Rpc:
         for server in self.servers(datacenter)[:_TRIES]:
             try:
                 client = self._client(datacenter)
-                return await client.request(method, server.target, target, headers=dict(headers or {}), body=body, timeout_s=timeout_s)
+                return await client.request(
+                    method, server.target, target, headers=dict(headers or {}), body=body, timeout_s=timeout_s
+                )
             except Unreachable as error:
                 log.info("server %s does not answer: %s", server.name, error)
                 self._router.failed(server)
@@ -81,7 +99,9 @@ class Rpc:
 
     async def call(self, path: str, body: Mapping[str, Any], *, timeout_s: float = 10.0) -> Any:  # JSON of any shape
         """POST JSON to an internal route of the own datacenter's servers; error statuses become the errors that they stand for."""
-        response = await self.request(self._datacenter, "POST", path, body=msgspec.json.encode(body), timeout_s=timeout_s)
+        response = await self.request(
+            self._datacenter, "POST", path, body=msgspec.json.encode(body), timeout_s=timeout_s
+        )
         raise_for_status(response)
         return msgspec.json.decode(response.body) if response.body else None
 
@@ -90,7 +110,9 @@ class Rpc:
         failure: Unreachable | None = None
         for server in self.servers(datacenter)[:_TRIES]:
             try:
-                return await self._client(datacenter).upgrade(server.target, path, protocol, timeout_s=3 * self._connect_timeout_s)
+                return await self._client(datacenter).upgrade(
+                    server.target, path, protocol, timeout_s=3 * self._connect_timeout_s
+                )
             except Unreachable as error:
                 self._router.failed(server)
                 failure = error
@@ -110,14 +132,20 @@ class Rpc:
         client = HttpClient(context, verify=self._verifier(datacenter), connect_timeout_s=self._connect_timeout_s)
         self._clients[datacenter] = (context, client)
         if known is not None:
-            asyncio.get_running_loop().create_task(known[1].close())  # noqa: RUF006 (idle connections of the old identity)
+            asyncio.get_running_loop().create_task(known[1].close())
         return client
 
     def _verifier(self, datacenter: str) -> Callable[[ssl.SSLObject], None]:
         def verify(connection: ssl.SSLObject) -> None:
             found = peer_spiffe_id(connection)
-            if found is None or found.trust_domain != self._identity.trust_domain or server_datacenter(found) != datacenter:
-                raise Unreachable(f"the peer is {found or 'nobody of the mesh'}, not a server of datacenter {datacenter!r}")
+            if (
+                found is None
+                or found.trust_domain != self._identity.trust_domain
+                or server_datacenter(found) != datacenter
+            ):
+                raise Unreachable(
+                    f"the peer is {found or 'nobody of the mesh'}, not a server of datacenter {datacenter!r}"
+                )
 
         return verify
 

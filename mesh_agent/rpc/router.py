@@ -71,7 +71,9 @@ class Router:
         live = {
             server.name: server
             for member in members
-            if member.status == "alive" and (server := server_of(member)) is not None and server.datacenter == datacenter
+            if member.status == "alive"
+            and (server := server_of(member)) is not None
+            and server.datacenter == datacenter
         }
         order = [name for name in self._order.get(datacenter, []) if name in live]
         fresh = sorted(name for name in live if name not in order)
@@ -89,5 +91,7 @@ class Router:
 
 def datacenters(members: Iterable[MemberLike], own: str) -> list[str]:
     """Datacenters with a server that is known and has not left, the own one first."""
-    found = {server.datacenter for member in members if member.status != "left" and (server := server_of(member)) is not None}
+    found = {
+        server.datacenter for member in members if member.status != "left" and (server := server_of(member)) is not None
+    }
     return [own, *sorted(found - {own})]

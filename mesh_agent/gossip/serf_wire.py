@@ -1,0 +1,326 @@
+"""Messages of the serf layer, inside memberlist's user messages and push/pull state. Pure. Numbers and names are the protocol: append only."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+
+from mesh_agent.errors import RemoteProtocolError
+from mesh_agent.gossip.wire import address_from_bytes, address_to_bytes, number, pack, raw, text, unpack
+
+LEAVE, JOIN, PUSH_PULL, USER_EVENT, QUERY, QUERY_RESPONSE, CONFLICT_RESPONSE, KEY_REQUEST, KEY_RESPONSE, RELAY = range(
+    10
+)
+FLAG_ACK, FLAG_NO_BROADCAST = 1, 2
+_TAGS_MAGIC = 0xFF
+_FILTER_NODES, _FILTER_TAG = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """`node` is about to leave (or is told off by another); `prune` forgets it at once."""
+
+    lamport: int
+    node: str
+    prune: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """`node` is there and means to stay."""
+
+    lamport: int
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class EventMessage:
+    """A user event."""
+
+    lamport: int
+    name: str
+    payload: bytes
+    coalesce: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SerfState:
+    """What two nodes exchange on push/pull."""
+
+    lamport: int
+    status_lamports: dict[str, int]
+    left: tuple[str, ...] = ()
+    event_lamport: int = 0
+    events: tuple[tuple[int, tuple[tuple[str, bytes], ...]], ...] = ()
+    query_lamport: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class QueryMessage:
+    """A question to (some of) the pool; answers go to `address`:`port`; `timeout_s` is its life."""
+
+    lamport: int
+    id: int
+    address: str
+    port: int
+    source: str
+    name: str
+    payload: bytes
+    timeout_s: float
+    flags: int = 0
+    relay: int = 0
+    filters: tuple[bytes, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseMessage:
+    """An answer or an acknowledgement."""
+
+    lamport: int
+    id: int
+    node: str
+    payload: bytes = b""
+    flags: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """Pass `message` (complete, with its type byte) on to an address."""
+
+    address: str
+    port: int
+    node: str
+    message: bytes
+
+
+SerfMessage = Leave | Join | EventMessage | SerfState | QueryMessage | ResponseMessage | Relay
+EVENT_SLOTS = 512
+
+
+def encode(message: SerfMessage) -> bytes:
+    """Type byte and body."""
+    kind, fields = _fields(message)
+    tail = message.message if isinstance(message, Relay) else b""
+    return bytes([kind]) + pack(fields) + tail
+
+
+def _fields(m: SerfMessage) -> tuple[int, dict[str, Any]]:
+    if isinstance(m, Leave):
+        return LEAVE, {"LTime": m.lamport, "Node": m.node, "Prune": m.prune}
+    if isinstance(m, Join):
+        return JOIN, {"LTime": m.lamport, "Node": m.node}
+    if isinstance(m, EventMessage):
+        return USER_EVENT, {"LTime": m.lamport, "Name": m.name, "Payload": m.payload or None, "CC": m.coalesce}
+    if isinstance(m, QueryMessage):
+        return QUERY, _query_fields(m)
+    if isinstance(m, ResponseMessage):
+        return QUERY_RESPONSE, {
+            "LTime": m.lamport,
+            "ID": m.id,
+            "From": m.node,
+            "Flags": m.flags,
+            "Payload": m.payload or None,
+        }
+    if isinstance(m, Relay):
+        return RELAY, {"DestAddr": {"IP": address_to_bytes(m.address), "Port": m.port, "Zone": ""}, "DestName": m.node}
+    return PUSH_PULL, _state_fields(m)
+
+
+def _query_fields(m: QueryMessage) -> dict[str, Any]:
+    return {
+        "LTime": m.lamport,
+        "ID": m.id,
+        "Addr": address_to_bytes(m.address),
+        "Port": m.port,
+        "SourceNode": m.source,
+        "Filters": list(m.filters) or None,
+        "Flags": m.flags,
+        "RelayFactor": m.relay,
+        "Timeout": int(m.timeout_s * 1e9),
+        "Name": m.name,
+        "Payload": m.payload or None,
+    }
+
+
+def _state_fields(m: SerfState) -> dict[str, Any]:
+    slots: list[dict[str, Any] | None] = [None] * EVENT_SLOTS
+    for lamport, events in m.events:
+        slots[lamport % EVENT_SLOTS] = {
+            "LTime": lamport,
+            "Events": [{"Name": name, "Payload": payload or None} for name, payload in events],
+        }
+    return {
+        "LTime": m.lamport,
+        "StatusLTimes": m.status_lamports,
+        "LeftMembers": list(m.left),
+        "EventLTime": m.event_lamport,
+        "Events": slots,
+        "QueryLTime": m.query_lamport,
+    }
+
+
+def decode(payload: bytes) -> SerfMessage | None:
+    """The message, None for a type that is not ours to understand; RemoteProtocolError for junk."""
+    if not payload:
+        raise RemoteProtocolError("empty serf message")
+    kind = payload[0]
+    if kind == RELAY:
+        return _decode_relay(payload)
+    if kind not in _DECODERS:
+        return None
+    return _DECODERS[kind](unpack(payload[1:]))
+
+
+def _decode_relay(payload: bytes) -> Relay:
+    unpacker = msgpack.Unpacker(raw=True, strict_map_key=False)
+    unpacker.feed(payload[1:])
+    try:
+        header = unpacker.unpack()
+        where = {key.decode(): value for key, value in header[b"DestAddr"].items()}
+    except Exception as error:  # msgpack raises several unrelated types for junk
+        raise RemoteProtocolError(f"broken relay: {error}") from error
+    name = header.get(b"DestName", b"")
+    target = address_from_bytes(raw(where, "IP"))
+    return Relay(target, number(where, "Port"), name.decode("utf-8", "replace"), payload[1 + unpacker.tell() :])
+
+
+def _decode_query(f: dict[str, Any]) -> QueryMessage:
+    filters = f.get("Filters") or []
+    if not isinstance(filters, list) or not all(isinstance(each, bytes) for each in filters):
+        raise RemoteProtocolError("broken filters")
+    return QueryMessage(
+        number(f, "LTime"),
+        number(f, "ID"),
+        address_from_bytes(raw(f, "Addr")),
+        number(f, "Port"),
+        text(f, "SourceNode"),
+        text(f, "Name"),
+        raw(f, "Payload"),
+        number(f, "Timeout") / 1e9,
+        number(f, "Flags"),
+        number(f, "RelayFactor"),
+        tuple(filters),
+    )
+
+
+def _decode_state(f: dict[str, Any]) -> SerfState:
+    lamports = f.get("StatusLTimes") or {}
+    left = f.get("LeftMembers") or []
+    if not isinstance(lamports, dict) or not isinstance(left, list):
+        raise RemoteProtocolError("broken serf state")
+    events = [slot for slot in f.get("Events") or [] if isinstance(slot, dict)]
+    return SerfState(
+        number(f, "LTime"),
+        {_name(name): int(lamport) for name, lamport in lamports.items() if isinstance(lamport, int)},
+        tuple(_name(name) for name in left),
+        number(f, "EventLTime"),
+        tuple(_decode_slot(slot) for slot in events),
+        number(f, "QueryLTime"),
+    )
+
+
+def _decode_slot(slot: dict[Any, Any]) -> tuple[int, tuple[tuple[str, bytes], ...]]:
+    fields = {_name(key): value for key, value in slot.items()}
+    found = []
+    for event in fields.get("Events") or []:
+        if isinstance(event, dict):
+            named = {_name(key): value for key, value in event.items()}
+            found.append((text(named, "Name"), raw(named, "Payload")))
+    return number(fields, "LTime"), tuple(found)
+
+
+def _name(value: Any) -> str:  # a msgpack scalar
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+_DECODERS: dict[int, Any] = {  # callables of different result types
+    LEAVE: lambda f: Leave(number(f, "LTime"), text(f, "Node"), bool(f.get("Prune"))),
+    JOIN: lambda f: Join(number(f, "LTime"), text(f, "Node")),
+    PUSH_PULL: _decode_state,
+    USER_EVENT: lambda f: EventMessage(number(f, "LTime"), text(f, "Name"), raw(f, "Payload"), bool(f.get("CC"))),
+    QUERY: _decode_query,
+    QUERY_RESPONSE: lambda f: ResponseMessage(
+        number(f, "LTime"), number(f, "ID"), text(f, "From"), raw(f, "Payload"), number(f, "Flags")
+    ),
+}
+
+
+def encode_tags(tags: dict[str, str]) -> bytes:
+    """Tags as node metadata."""
+    return bytes([_TAGS_MAGIC]) + pack(dict(tags))
+
+
+def decode_tags(meta: bytes) -> dict[str, str]:
+    """Tags of node metadata; metadata without the magic byte is the value of the tag `role`; junk is no tags."""
+    if not meta or meta[0] != _TAGS_MAGIC:
+        return {"role": meta.decode("utf-8", "replace")} if meta else {}
+    try:
+        return {key: _name(value) for key, value in unpack(meta[1:]).items()}
+    except Exception:  # metadata of a stranger: whatever it is, it is not tags
+        return {}
+
+
+def node_filter(names: list[str]) -> bytes:
+    """Only these nodes answer."""
+    return bytes([_FILTER_NODES]) + msgpack.packb(names, use_bin_type=False)
+
+
+def tag_filter(tag: str, expression: str) -> bytes:
+    """Only nodes whose tag matches answer."""
+    return bytes([_FILTER_TAG]) + pack({"Tag": tag, "Expr": expression})
+
+
+def matches(filters: tuple[bytes, ...], name: str, tags: dict[str, str]) -> bool:
+    """Whether a query is for a node of that name and tags; a filter that cannot be read matches nobody."""
+    return all(_matches(each, name, tags) for each in filters)
+
+
+def _matches(each: bytes, name: str, tags: dict[str, str]) -> bool:
+
+    try:
+        if each[:1] == bytes([_FILTER_NODES]):
+            return name.encode() in msgpack.unpackb(each[1:], raw=True)
+        fields = unpack(each[1:])
+        return re.search(text(fields, "Expr"), tags.get(text(fields, "Tag"), "")) is not None
+    except Exception:  # junk of a stranger
+        return False
+
+
+def encode_key_request(key: bytes) -> bytes:
+    """Payload of a key query."""
+    return bytes([KEY_REQUEST]) + pack({"Key": key})
+
+
+def decode_key_request(payload: bytes) -> bytes:
+    """The key of a key query."""
+    if payload[:1] != bytes([KEY_REQUEST]):
+        raise RemoteProtocolError("not a key request")
+    return raw(unpack(payload[1:]), "Key")
+
+
+def encode_key_response(*, result: bool, message: str = "", keys: list[str] | None = None, primary: str = "") -> bytes:
+    """Answer to a key query."""
+    return bytes([KEY_RESPONSE]) + pack(
+        {"Result": result, "Message": message, "Keys": keys or None, "PrimaryKey": primary}
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class KeyResponse:
+    """What one member says of its keyring."""
+
+    node: str
+    result: bool
+    message: str
+    keys: tuple[str, ...]
+    primary: str
+
+
+def decode_key_response(node: str, payload: bytes) -> KeyResponse:
+    """Read an answer to a key query."""
+    if payload[:1] != bytes([KEY_RESPONSE]):
+        raise RemoteProtocolError("not a key response")
+    fields = unpack(payload[1:])
+    keys = tuple(_name(key) for key in fields.get("Keys") or [])
+    return KeyResponse(node, bool(fields.get("Result")), text(fields, "Message"), keys, text(fields, "PrimaryKey"))
