@@ -104,5 +104,15 @@ class Noticed:
     warning: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class KeyringChanged:
+    """A member of the pool changed our keyring on its order: write it to disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Departed:
+    """The pool has heard our goodbye, or had the time to."""
+
+
 Event = MemberJoined | MemberUpdated | MemberFailed | MemberLeft | MemberReaped | UserEvent | Query
-Effect = SendPacket | Exchange | Event | QueryResponse | Noticed
+Effect = SendPacket | Exchange | Event | QueryResponse | KeyringChanged | Departed | Noticed

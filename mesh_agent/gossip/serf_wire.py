@@ -169,7 +169,8 @@ def decode(payload: bytes) -> SerfMessage | None:
         return _decode_relay(payload)
     if kind not in _DECODERS:
         return None
-    return _DECODERS[kind](unpack(payload[1:]))
+    decoded: SerfMessage = _DECODERS[kind](unpack(payload[1:]))
+    return decoded
 
 
 def _decode_relay(payload: bytes) -> Relay:
@@ -263,7 +264,8 @@ def decode_tags(meta: bytes) -> dict[str, str]:
 
 def node_filter(names: list[str]) -> bytes:
     """Only these nodes answer."""
-    return bytes([_FILTER_NODES]) + msgpack.packb(names, use_bin_type=False)
+    packed: bytes = msgpack.packb(names, use_bin_type=False)
+    return bytes([_FILTER_NODES]) + packed
 
 
 def tag_filter(tag: str, expression: str) -> bytes:
@@ -277,7 +279,6 @@ def matches(filters: tuple[bytes, ...], name: str, tags: dict[str, str]) -> bool
 
 
 def _matches(each: bytes, name: str, tags: dict[str, str]) -> bool:
-
     try:
         if each[:1] == bytes([_FILTER_NODES]):
             return name.encode() in msgpack.unpackb(each[1:], raw=True)
@@ -285,6 +286,15 @@ def _matches(each: bytes, name: str, tags: dict[str, str]) -> bool:
         return re.search(text(fields, "Expr"), tags.get(text(fields, "Tag"), "")) is not None
     except Exception:  # junk of a stranger
         return False
+
+
+def encode_conflict_response(
+    name: str, address: str, port: int, tags: dict[str, str], versions: tuple[int, ...]
+) -> bytes:
+    """What we know of the member whose name is claimed twice."""
+    numbers = ("ProtocolMin", "ProtocolMax", "ProtocolCur", "DelegateMin", "DelegateMax", "DelegateCur")
+    fields = {"Name": name, "Addr": address_to_bytes(address), "Port": port, "Tags": dict(tags), "Status": 1}
+    return bytes([CONFLICT_RESPONSE]) + pack(fields | dict(zip(numbers, versions, strict=True)))
 
 
 def encode_key_request(key: bytes) -> bytes:
