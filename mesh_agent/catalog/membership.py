@@ -1,0 +1,90 @@
+"""What gossip means for the catalog: a server keeps each node's `serfHealth` check true, and removes nodes that have left. Pure.
+
+Any server may do it, as often as it likes: the plan is empty once the catalog agrees. A node that gossip does not know (its agent died while no server was
+there to see it) is declared critical only after a grace period, so that a server that starts does not fail everybody before they have joined it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import msgspec
+
+from mesh_agent.catalog import keys
+from mesh_agent.catalog.view import View
+from mesh_agent.model import SERF_HEALTH, Check, Node, Status
+
+_ALIVE_OUTPUT = "Agent alive and reachable"
+_FAILED_OUTPUT = "Agent not live or unreachable"
+_NAME = "Serf Health Status"
+
+
+@dataclass(frozen=True, slots=True)
+class Liveness:
+    """What gossip says of one node."""
+
+    name: str
+    address: str
+    id: str
+    alive: bool
+    left: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One commit."""
+
+    puts: dict[str, bytes]
+    deletes: list[str]
+
+    def __bool__(self) -> bool:
+        return bool(self.puts or self.deletes)
+
+
+def plan(view: View, found: Iterable[Liveness], *, settled: bool) -> Plan:
+    """What has to change; `settled`: long enough since start for every living agent to have joined."""
+    puts: dict[str, bytes] = {}
+    deletes: list[str] = []
+    known = {each.name: each for each in found}
+    for each in known.values():
+        if each.left:
+            deletes += _of_node(view, each.name)
+        else:
+            puts |= _kept(view, each)
+    for node in view.nodes() if settled else ():
+        health = view.checks_of(node.name).get(SERF_HEALTH)
+        if node.name not in known and health is not None and health.status is not Status.CRITICAL:
+            puts |= _health(node.name, alive=False)
+    return Plan(puts, deletes)
+
+
+def _of_node(view: View, name: str) -> list[str]:
+    if view.record(keys.node(name)) is None:
+        return []
+    services = [keys.service(name, service_id) for service_id in view.services_of(name)]
+    checks = [keys.check(name, check_id) for check_id in view.checks_of(name)]
+    return [keys.node(name), *services, *checks]
+
+
+def _kept(view: View, each: Liveness) -> dict[str, bytes]:
+    puts: dict[str, bytes] = {}
+    if view.record(keys.node(each.name)) is None:
+        if not each.alive:
+            return {}
+        node = Node(name=each.name, address=each.address, id=each.id)
+        puts[keys.node(each.name)] = msgspec.json.encode(node)
+    health = view.checks_of(each.name).get(SERF_HEALTH)
+    wanted = Status.PASSING if each.alive else Status.CRITICAL
+    if health is None or health.status is not wanted:
+        puts |= _health(each.name, alive=each.alive)
+    return puts
+
+
+def _health(node: str, *, alive: bool) -> dict[str, bytes]:
+    check = Check(
+        id=SERF_HEALTH,
+        node=node,
+        name=_NAME,
+        status=Status.PASSING if alive else Status.CRITICAL,
+        output=_ALIVE_OUTPUT if alive else _FAILED_OUTPUT,
+    )
+    return {keys.check(node, SERF_HEALTH): msgspec.json.encode(check)}
