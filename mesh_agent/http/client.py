@@ -226,7 +226,7 @@ class HttpClient:
                     parts.hostname or "localhost",
                     port,
                     ssl=self._context if secure else None,
-                    server_hostname="" if secure else None,
+                    server_hostname=self._server_hostname(parts.hostname or "") if secure else None,
                 )
         except TimeoutError:
             raise Unreachable(f"{target} did not accept a connection within {self._connect_timeout_s:g} s") from None
@@ -234,6 +234,10 @@ class HttpClient:
             raise Unreachable(f"{target}: {getattr(error, 'strerror', None) or error}") from error
         self._check(exchange)
         return exchange
+
+    def _server_hostname(self, host: str) -> str:
+        """The mesh's peers are known by their SPIFFE ID and get no name; others are verified by theirs."""
+        return host if self._context is not None and self._context.check_hostname else ""
 
     def _check(self, exchange: _Exchange) -> None:
         if self._verify is None or exchange.transport is None:

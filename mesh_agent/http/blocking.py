@@ -1,0 +1,122 @@
+"""Reads that wait for a change: Consul's blocking queries, and the cache of answers that have not changed. Pure.
+
+Source: https://developer.hashicorp.com/consul/api-docs/features/blocking. `index` is what the client saw last; the answer comes when the topic's index is
+larger, or after `wait` (default 5 min, at most 10 min, plus up to a sixteenth of it against thundering herds; ours adds none: the caller's wait is kept).
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from mesh_agent.agent import durations
+from mesh_agent.catalog.view import View
+from mesh_agent.errors import InvalidRequest
+from mesh_agent.http.deps import Deps
+from mesh_agent.http.message import Answer, Request, Response
+from mesh_agent.model import Topic
+
+_DEFAULT_WAIT_S = 300.0
+_MAX_WAIT_S = 600.0
+_MAX_CACHED = 4096
+
+Render = Callable[[View], Any]
+
+
+class Reads:
+    """Answers reads of one topic each."""
+
+    def __init__(self, deps: Deps) -> None:
+        self._deps = deps
+        self._cache: dict[str, tuple[View, int, bool, Response]] = {}
+
+    def cached(self, target: str, topic: Topic) -> Response | None:
+        """The answer that was given to the same target, if the topic has not changed since."""
+        known = self._cache.get(target)
+        if known is None:
+            return None
+        view, index, leader, response = known
+        catalog = self._deps.catalog
+        if catalog.view(topic) is not view or view.topic_index(topic) != index or catalog.known_leader() is not leader:
+            del self._cache[target]
+            return None
+        return response
+
+    def read(self, request: Request, topic: Topic, render: Render) -> Answer | Awaitable[Answer]:
+        """Answer now if the View is there and nothing has to be waited for; `render(view)` makes the JSON."""
+        query = request.query
+        if "index" not in query:
+            known = self.cached(request.target, topic)
+            if known is not None:
+                return known
+            view = self._deps.catalog.view(topic)
+            return (
+                self._read_unknown(request, topic, render)
+                if view is None
+                else self._answer(request, topic, view, render)
+            )
+        return self._block(request, topic, render)
+
+    async def _read_unknown(self, request: Request, topic: Topic, render: Render) -> Answer:
+        view = await self._deps.catalog.ensure(topic)
+        return self._answer(request, topic, view, render)
+
+    async def _block(self, request: Request, topic: Topic, render: Render) -> Answer:
+        seen = parse_index(request)
+        wait_s = parse_wait(request)
+        view = self._deps.catalog.view(topic) or await self._deps.catalog.ensure(topic)
+        if seen > 0 and view.topic_index(topic) == seen:
+            await self.changed(lambda wake: view.listen(topic, lambda _: wake()), wait_s)
+        return self._answer(request, topic, view, render)
+
+    async def changed(self, listen: Callable[[Callable[[], None]], Callable[[], None]], wait_s: float) -> None:
+        """Wait for a call of what is given to `listen`, at most `wait_s`."""
+        woken = self._deps.future()
+
+        def wake() -> None:
+            if not woken.done():
+                woken.set_result(None)
+
+        stop = listen(wake)
+        cancel = self._deps.after(wait_s, wake)
+        try:
+            await woken
+        finally:
+            stop()
+            cancel()
+
+    def _answer(self, request: Request, topic: Topic, view: View, render: Render) -> Response:
+        index = view.topic_index(topic)
+        response = Response.json(render(view), headers=self.headers(index))
+        if "index" not in request.query and request.target:
+            if len(self._cache) >= _MAX_CACHED:
+                self._cache.clear()
+            self._cache[request.target] = (view, index, self._deps.catalog.known_leader(), response)
+        return response
+
+    def headers(self, index: int) -> list[tuple[str, str]]:
+        """Consul's headers of a read."""
+        leader = "true" if self._deps.catalog.known_leader() else "false"
+        return [
+            ("X-Consul-Index", str(index)),
+            ("X-Consul-KnownLeader", leader),
+            ("X-Consul-LastContact", "0"),
+            ("X-Consul-Effective-Consistency", "default"),
+        ]
+
+
+def parse_index(request: Request) -> int:
+    """`?index=`, 0 if absent; InvalidRequest if it is not a number."""
+    text = request.first("index", "0") or "0"
+    if not text.isdigit():
+        raise InvalidRequest("Invalid index")
+    return int(text)
+
+
+def parse_wait(request: Request) -> float:
+    """`?wait=` in seconds; InvalidRequest if it is not a duration."""
+    text = request.first("wait")
+    if not text:
+        return _DEFAULT_WAIT_S
+    try:
+        return min(_MAX_WAIT_S, max(0.0, durations.parse(text))) or _DEFAULT_WAIT_S
+    except InvalidRequest as error:
+        raise InvalidRequest(f"Invalid wait time: {error}") from error

@@ -1,0 +1,54 @@
+"""Where a request is answered: here, by a server of the own datacenter, or by one of another. Pure."""
+
+from mesh_agent.errors import InvalidRequest, NoPathToDatacenter, NoServers
+from mesh_agent.http.blocking import parse_wait
+from mesh_agent.http.deps import Deps
+from mesh_agent.http.message import Request, Response
+
+FORWARDED = "x-mesh-forwarded"
+"""How often a request was forwarded: once to a server of the own datacenter, once more to another datacenter, never further."""
+_MAX_HOPS = 2
+_READ_S = 10.0
+_REMOTE_READ_S = 1.8
+_WRITE_S = 8.0
+
+
+class Scope:
+    """Decides and forwards."""
+
+    def __init__(self, deps: Deps) -> None:
+        self._deps = deps
+
+    def datacenter(self, request: Request) -> str:
+        """The datacenter that is asked; NoPathToDatacenter for an unknown one."""
+        asked = request.first("dc").lower() or self._deps.own
+        if asked != self._deps.own and asked not in self._deps.catalog.datacenters():
+            raise NoPathToDatacenter("No path to datacenter")
+        return asked
+
+    def is_here(self, datacenter: str) -> bool:
+        """Whether this agent holds all of that datacenter."""
+        return datacenter == self._deps.own and self._deps.writer is not None
+
+    async def forward(self, request: Request, datacenter: str) -> Response:
+        """Let a server of `datacenter` answer the same request."""
+        hops = request.headers.get(FORWARDED, "0")
+        if not hops.isdigit() or int(hops) >= _MAX_HOPS:
+            raise InvalidRequest(f"the request was forwarded {hops} times already; is {FORWARDED} set by hand?")
+        if datacenter == self._deps.own and int(hops) and self._deps.writer is None:
+            raise NoServers("a request was forwarded to an agent that is not a server")
+        read = request.method in ("GET", "HEAD")
+        timeout_s = _WRITE_S
+        if read and "index" in request.query:
+            timeout_s = parse_wait(request) * 17 / 16 + _READ_S
+        elif read:
+            timeout_s = _REMOTE_READ_S if self._deps.writer is not None else _READ_S
+        return await self._deps.forward(
+            datacenter,
+            request.method,
+            request.target,
+            request.body,
+            timeout_s=timeout_s,
+            repeatable=request.method != "POST",
+            hops=int(hops) + 1,
+        )
