@@ -11,6 +11,9 @@ import msgspec
 SERF_HEALTH = "serfHealth"
 """Id of the node check that gossip drives, as in Consul."""
 
+SERVERS = "consul"
+"""Name and id of the service that the servers themselves are, as in Consul; gossip drives it too."""
+
 
 class Status(StrEnum):
     """Status of a check, and the worst status of a set of checks."""

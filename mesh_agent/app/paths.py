@@ -20,6 +20,9 @@ class Paths:
         self.topics = self.data / "topics.msgpack"
         self.lan_keyring = self.data / "serf" / "local.keyring"
         self.wan_keyring = self.data / "serf" / "remote.keyring"
+        self.lan_peers = self.data / "serf" / "local.peers"
+        self.wan_peers = self.data / "serf" / "remote.peers"
+        self.xds_socket = self.runtime / "xds.sock"
 
     def prepare(self) -> None:
         """Create what is missing; ConfigError if that is not allowed."""

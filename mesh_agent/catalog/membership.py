@@ -11,7 +11,7 @@ import msgspec
 
 from mesh_agent.catalog import keys
 from mesh_agent.catalog.view import View
-from mesh_agent.model import SERF_HEALTH, Check, Node, Status
+from mesh_agent.model import SERF_HEALTH, SERVERS, Check, Node, Service, Status
 
 _ALIVE_OUTPUT = "Agent alive and reachable"
 _FAILED_OUTPUT = "Agent not live or unreachable"
@@ -27,6 +27,8 @@ class Liveness:
     id: str
     alive: bool
     left: bool = False
+    server_port: int = 0
+    """RPC port of a server, 0 of a client agent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,12 @@ def _kept(view: View, each: Liveness) -> dict[str, bytes]:
             return {}
         node = Node(name=each.name, address=each.address, id=each.id)
         puts[keys.node(each.name)] = msgspec.json.encode(node)
+    if each.server_port:
+        service = Service(id=SERVERS, name=SERVERS, node=each.name, port=each.server_port)
+        encoded = msgspec.json.encode(service)
+        record = view.record(keys.service(each.name, SERVERS))
+        if record is None or record.value != encoded:
+            puts[keys.service(each.name, SERVERS)] = encoded
     health = view.checks_of(each.name).get(SERF_HEALTH)
     wanted = Status.PASSING if each.alive else Status.CRITICAL
     if health is None or health.status is not wanted:

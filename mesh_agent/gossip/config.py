@@ -51,6 +51,7 @@ class GossipConfig:
             gossip_to_dead_s=60.0,
             push_pull_interval_s=60.0,
             stream_timeout_s=30.0,
+            reconnect_interval_s=10.0,
         )
 
     @classmethod

@@ -169,6 +169,11 @@ class Pool:
         return self._machine.local
 
     @property
+    def started(self) -> bool:
+        """Whether `start` has been called."""
+        return self._serf is not None
+
+    @property
     def left(self) -> bool:
         """Whether this node has said goodbye."""
         return self._machine.stage is not Stage.ALIVE

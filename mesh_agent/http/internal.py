@@ -35,7 +35,8 @@ class InternalDeps:
     view: View
     ca: CertificateAuthority
     writer: Writer
-    publish: Callable[[FrameStreamLike], Awaitable[None]]
+    publish: Callable[[FrameStreamLike, bool], Awaitable[None]]
+    """Serve a stream of topics; the flag: to an agent of the own datacenter."""
     roots: Callable[[], list[str]]
     """Every root of the trust bundle, PEM."""
     public: Handler
@@ -129,8 +130,9 @@ class Internal:
 
     def subscribe(self, request: Request) -> Answer:
         """The stream of topics."""
-        self._agent(request)
-        return Upgrade(SUBSCRIBE, self._deps.publish)
+        _, datacenter, _, _ = self._agent(request)
+        own = datacenter == self._deps.datacenter
+        return Upgrade(SUBSCRIBE, lambda stream: self._deps.publish(stream, own))
 
 
 def _bytes(value: Any, key: str) -> bytes:

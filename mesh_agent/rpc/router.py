@@ -67,14 +67,14 @@ class Router:
         self._order: dict[str, list[str]] = {}
 
     def servers(self, members: Iterable[MemberLike], datacenter: str) -> list[ServerAddress]:
-        """Live servers of `datacenter`, the preferred one first."""
-        live = {
-            server.name: server
+        """Live servers of `datacenter`, the preferred one first; if gossip has none alive, those that failed: after a partition RPC may be first to know."""
+        known = [
+            (member.status, server)
             for member in members
-            if member.status == "alive"
-            and (server := server_of(member)) is not None
-            and server.datacenter == datacenter
-        }
+            if (server := server_of(member)) is not None and server.datacenter == datacenter
+        ]
+        live = {server.name: server for status, server in known if status == "alive"}
+        live = live or {server.name: server for status, server in known if status == "failed"}
         order = [name for name in self._order.get(datacenter, []) if name in live]
         fresh = sorted(name for name in live if name not in order)
         self._rng.shuffle(fresh)
