@@ -18,6 +18,7 @@ ORDER = (SECRET, CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTES)
 LEAF = "leaf"
 ROOTS = "roots"
 LOCAL_APP = "local_app"
+INBOUND = "inbound"
 INTENTIONS = "intentions"
 HTTP_PROTOCOLS = ("http", "http2", "grpc")
 

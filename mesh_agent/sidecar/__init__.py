@@ -1,0 +1,1 @@
+"""Envoy beside a service: its bootstrap, and the process that keeps it running."""

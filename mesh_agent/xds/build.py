@@ -1,0 +1,164 @@
+"""From the inputs of one proxy to its snapshot. Pure: equal inputs give byte-equal snapshots.
+
+`Builder` keeps what it made last, part by part, so that one changed endpoint costs one resource and not the whole snapshot.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from envoy.service.discovery.v3 import discovery_pb2 as discovery
+
+from mesh_agent.model import Instance, Proxy, Service
+from mesh_agent.xds import clusters, listeners, naming, policy, tls
+from mesh_agent.xds.admission import Admission
+from mesh_agent.xds.inputs import Destination, Inputs, Mesh, destinations
+from mesh_agent.xds.snapshot import EMPTY, Resource, Snapshot, Table, merged, version_of
+
+
+def sealed(name: str, message: Any) -> Resource:  # any resource message; Envoy's generated code is untyped
+    """Serialize a resource once, with the hash of its content as version."""
+    body = tls.packed(message)
+    version = version_of(body.value)
+    resource = discovery.Resource(name=name, version=version, resource=body)
+    return Resource(
+        name, version, discovery.DeltaDiscoveryResponse(resources=[resource]).SerializeToString(deterministic=True)
+    )
+
+
+class EndpointCache:
+    """Sealed endpoints, shared by all proxies of a node; valid as long as the very same tuple of instances is given."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[tuple[Instance, ...], Resource]] = {}
+
+    def get(self, name: str, instances: tuple[Instance, ...]) -> Resource:
+        """The endpoints of cluster `name`."""
+        made = self._made.get(name)
+        if made is None or made[0] is not instances:
+            made = self._made[name] = (instances, sealed(name, clusters.assignment(name, instances)))
+        return made[1]
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Forget all others."""
+        wanted = set(names)
+        self._made = {name: made for name, made in self._made.items() if name in wanted}
+
+
+class Builder:
+    """Builds the snapshots of one proxy, one after the other."""
+
+    def __init__(self, endpoints: EndpointCache | None = None) -> None:
+        self._endpoints = endpoints or EndpointCache()
+        self._parts: dict[str, tuple[object, list[Resource]]] = {}
+        self._tables: dict[str, Table] = {}
+
+    def build(self, inputs: Inputs) -> Snapshot:
+        """The snapshot that follows from `inputs`; tables that did not change are the same objects as before."""
+        service, mesh = inputs.proxy, inputs.mesh
+        proxy = service.proxy
+        if proxy is None:
+            raise ValueError(f"{service.id} is not a proxy")
+        wanted = destinations(service, mesh.datacenter)
+        secrets = (inputs.certificate_pem, inputs.key_pem, inputs.roots)
+        admission = Admission.of(
+            inputs.intentions, proxy.destination_service, mesh.trust_domain, default_allow=mesh.default_allow
+        )
+        filters = self._part("filters", (proxy, mesh, admission), lambda: _filters(inputs, proxy))
+        made = {
+            naming.SECRET: self._part("secrets", secrets, lambda: _secrets(inputs)),
+            naming.CLUSTER: self._part("clusters", (service, mesh), lambda: _clusters(proxy, wanted, mesh)),
+            naming.ENDPOINTS: self._assignments(inputs, wanted),
+            naming.EXTENSION: filters,
+            naming.LISTENER: [
+                *self._part("listeners", (service, mesh), lambda: _listeners(service, proxy, mesh)),
+                *self._part("inbound", (proxy, mesh, admission), lambda: _inbound(proxy, admission)),
+            ],
+        }
+        for kind, resources in made.items():
+            self._tables[kind] = merged(self._tables.get(kind, EMPTY), resources)
+        snapshot = Snapshot(dict(self._tables), _references(self._tables, wanted, mesh, proxy))
+        snapshot.check()
+        return snapshot
+
+    def _part(self, name: str, key: object, make: Callable[[], list[Resource]]) -> list[Resource]:
+        held = self._parts.get(name)
+        if held is None or held[0] != key:
+            held = self._parts[name] = (key, make())
+        return held[1]
+
+    def _assignments(self, inputs: Inputs, wanted: Iterable[Destination]) -> list[Resource]:
+        return [
+            self._endpoints.get(_cluster_name(each, inputs.mesh), inputs.endpoints.get(each, ())) for each in wanted
+        ]
+
+
+def _cluster_name(destination: Destination, mesh: Mesh) -> str:
+    return naming.server_name(destination.service, destination.datacenter, mesh.trust_domain)
+
+
+def _is_http(proxy: Proxy) -> bool:
+    return clusters.protocol_of(proxy.config) != "tcp"
+
+
+def _secrets(inputs: Inputs) -> list[Resource]:
+    return [
+        sealed(naming.LEAF, tls.leaf_secret(inputs.certificate_pem, inputs.key_pem)),
+        sealed(naming.ROOTS, tls.roots_secret(inputs.roots)),
+    ]
+
+
+def _clusters(proxy: Proxy, wanted: Iterable[Destination], mesh: Mesh) -> list[Resource]:
+    configs: dict[Destination, dict[str, Any]] = {}
+    for each in proxy.upstreams:
+        configs.setdefault(Destination(each.datacenter or mesh.datacenter, each.destination_name), each.config)
+    made = [clusters.upstream(each, configs[each], mesh.trust_domain) for each in wanted]
+    if proxy.local_port:
+        made.append(clusters.local_app(proxy))
+        if not _is_http(proxy):
+            made.append(listeners.inbound_cluster())
+    return [sealed(each.name, each) for each in made]
+
+
+def _listeners(service: Service, proxy: Proxy, mesh: Mesh) -> list[Resource]:
+    made = []
+    if proxy.local_port:
+        address = str(proxy.config.get("bind_address") or service.address or "0.0.0.0")  # noqa: S104  # as Consul does
+        port = int(proxy.config.get("bind_port") or service.port)
+        if _is_http(proxy):
+            made.append(listeners.public_http(address, port, mesh.trust_domain, proxy.config))
+        else:
+            made.append(listeners.public_tcp(address, port, mesh.trust_domain))
+    for each in proxy.upstreams:
+        destination = Destination(each.datacenter or mesh.datacenter, each.destination_name)
+        made.append(listeners.upstream(each, _cluster_name(destination, mesh)))
+    return [sealed(each.name, each) for each in made]
+
+
+def _inbound(proxy: Proxy, admission: Admission) -> list[Resource]:
+    if not proxy.local_port or _is_http(proxy):
+        return []
+    return [sealed(naming.INBOUND, listeners.inbound(admission))]
+
+
+def _filters(inputs: Inputs, proxy: Proxy) -> list[Resource]:
+    if not proxy.local_port or not _is_http(proxy):
+        return []
+    decide = policy.matcher(
+        inputs.intentions,
+        proxy.destination_service,
+        inputs.mesh.trust_domain,
+        default_allow=inputs.mesh.default_allow,
+    )
+    return [sealed(naming.INTENTIONS, policy.http_filter(decide))]
+
+
+def _references(
+    tables: dict[str, Table], wanted: Iterable[Destination], mesh: Mesh, proxy: Proxy
+) -> frozenset[tuple[str, str]]:
+    found = {(naming.SECRET, naming.LEAF), (naming.SECRET, naming.ROOTS)}
+    for each in wanted:
+        found |= {(kind, _cluster_name(each, mesh)) for kind in (naming.CLUSTER, naming.ENDPOINTS)}
+    if proxy.local_port:
+        found.add((naming.CLUSTER, naming.LOCAL_APP))
+        found.add((naming.EXTENSION, naming.INTENTIONS) if _is_http(proxy) else (naming.LISTENER, naming.INBOUND))
+    return frozenset(found)

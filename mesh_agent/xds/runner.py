@@ -1,0 +1,307 @@
+"""Shell of the sidecars' configuration: follows what each connected proxy depends on and keeps its newest snapshot ready.
+
+A proxy is followed from its first stream to its last. Whatever it depends on only marks it as stale; it is rebuilt in the next turn of the event loop,
+once, however much changed in this one. A View that was handed out once is kept: when a datacenter is cut off its last known endpoints stay.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from mesh_agent.ca.runner import Leaf
+from mesh_agent.catalog.reader import CatalogReader
+from mesh_agent.catalog.view import View
+from mesh_agent.errors import LocalProtocolError, MeshError, NotFound
+from mesh_agent.model import Service, Topic
+from mesh_agent.telemetry import Metrics
+from mesh_agent.xds.inputs import Destination, Inputs, Mesh, destinations
+from mesh_agent.xds.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from mesh_agent.xds.build import Builder, EndpointCache
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Stop = Callable[[], None]
+_FIRST_RETRY_S, _LAST_RETRY_S = 0.5, 15.0
+_FIRST_ANSWER_S = 2.0
+
+
+class LocalProxies(Protocol):
+    """The sidecar proxies that are registered on this node."""
+
+    def proxy(self, service_id: str) -> Service | None:
+        """The registration of a sidecar proxy; None if there is no such proxy here."""
+        ...
+
+    def services(self) -> Sequence[Service]:
+        """Everything that is registered here."""
+        ...
+
+    def listen(self, listener: Callable[[], None]) -> Stop:
+        """Call `listener()` after each change."""
+        ...
+
+
+class Leafs(Protocol):
+    """Certificates of this node's services."""
+
+    async def leaf(self, service: str) -> Leaf:
+        """The current one; obtained if there is none."""
+        ...
+
+    def listen(self, service: str, listener: Callable[[Leaf], None]) -> Stop:
+        """Call `listener(leaf)` after each renewal."""
+        ...
+
+
+class FollowedProxy:
+    """One proxy with at least one stream: its inputs as far as they are known, and the snapshot made of them."""
+
+    def __init__(self, service: Service, mesh: Mesh, builder: "Builder") -> None:
+        self.service = service
+        self.snapshot: Snapshot | None = None
+        self.streams: set[Callable[[], None]] = set()
+        self.gone = False
+        self.leaf: Leaf | None = None
+        self.federated: View | None = None
+        self.endpoints: dict[Destination, View] = {}
+        self.waiting: set[Destination] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.stops: dict[object, Stop] = {}
+        self._mesh = mesh
+        self._builder = builder
+
+    def rebuild(self) -> bool:
+        """Make a new snapshot if everything that it needs is there; says whether it differs from the last one."""
+        if self.leaf is None or self.federated is None or self.waiting:
+            return False
+        roots = tuple(root.certificate_pem for root in self.federated.roots())
+        if not roots:
+            return False
+        wanted = destinations(self.service, self._mesh.datacenter)
+        endpoints = {
+            each: self.endpoints[each].instances(each.service, connect=True)
+            for each in wanted
+            if each in self.endpoints
+        }
+        inputs = Inputs(
+            mesh=self._mesh,
+            proxy=self.service,
+            certificate_pem=self.leaf.certificate_pem,
+            key_pem=self.leaf.key_pem,
+            roots=roots,
+            intentions=tuple(self.federated.intentions()),
+            endpoints=endpoints,
+        )
+        previous, self.snapshot = self.snapshot, self._builder.build(inputs)
+        return previous is None or previous.tables != self.snapshot.tables
+
+
+class ProxyConfigs:
+    """Snapshots of this node's sidecars. `run` must be running; streams come and go by `follow` and `leave`."""
+
+    def __init__(
+        self,
+        *,
+        datacenter: str,
+        trust_domain: str,
+        catalog: CatalogReader,
+        local: LocalProxies,
+        leafs: Leafs,
+        metrics: Metrics,
+        default_intention: str = "deny",
+    ) -> None:
+        self._mesh = Mesh(trust_domain, datacenter, default_intention == "allow")
+        self._catalog = catalog
+        self._local = local
+        self._leafs = leafs
+        self._metrics = metrics
+        self._followed: dict[str, FollowedProxy] = {}
+        self._stale: set[str] = set()
+        self._tasks: asyncio.TaskGroup | None = None
+        self._cache: EndpointCache | None = None
+        metrics.describe("mesh_xds_snapshots_total", "Snapshots made for sidecar proxies.")
+        metrics.describe("mesh_xds_failed_builds_total", "Registrations of which no configuration could be made.")
+
+    async def run(self) -> None:
+        """Follow proxies until cancelled."""
+        stop = self._local.listen(self._registrations_changed)
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                await asyncio.get_running_loop().create_future()
+        finally:
+            self._tasks = None
+            stop()
+            for proxy_id in tuple(self._followed):
+                self._forget(proxy_id)
+
+    def follow(self, proxy_id: str, wake: Callable[[], None]) -> FollowedProxy:
+        """Begin to follow a proxy for one more stream, whose `wake` is called after each change. NotFound for an unknown one."""
+        followed = self._followed.get(proxy_id)
+        if followed is None:
+            service = self._local.proxy(proxy_id)
+            if service is None or service.proxy is None:
+                raise NotFound(
+                    f"no sidecar proxy {proxy_id!r} is registered on this node; register its service with connect.sidecar_service"
+                )
+            followed = self._begin(proxy_id, service)
+        followed.streams.add(wake)
+        return followed
+
+    def leave(self, proxy_id: str, wake: Callable[[], None]) -> None:
+        """End of a stream."""
+        followed = self._followed.get(proxy_id)
+        if followed is not None:
+            followed.streams.discard(wake)
+            if not followed.streams:
+                self._forget(proxy_id)
+
+    def _begin(self, proxy_id: str, service: Service) -> FollowedProxy:
+        from mesh_agent.xds.build import Builder, EndpointCache  # the first proxy pays for the import
+
+        if self._tasks is None:
+            raise LocalProtocolError("a proxy asked for its configuration before ProxyConfigs.run()")
+        self._cache = self._cache or EndpointCache()
+        followed = self._followed[proxy_id] = FollowedProxy(service, self._mesh, Builder(self._cache))
+        self._listen_to_leaf(proxy_id, followed)
+        self._spawn(followed, self._find_federated(proxy_id, followed))
+        self._follow_upstreams(proxy_id, followed)
+        return followed
+
+    def _forget(self, proxy_id: str) -> None:
+        followed = self._followed.pop(proxy_id)
+        self._stale.discard(proxy_id)
+        for stop in followed.stops.values():
+            stop()
+        for task in followed.tasks:
+            task.cancel()
+
+    def _spawn(self, followed: FollowedProxy, work: Awaitable[None]) -> None:
+        assert self._tasks is not None
+
+        async def guarded() -> None:
+            await work
+
+        task = self._tasks.create_task(guarded())
+        followed.tasks.add(task)
+        task.add_done_callback(followed.tasks.discard)
+
+    # -- what a proxy depends on
+
+    def _listen_to_leaf(self, proxy_id: str, followed: FollowedProxy) -> None:
+        assert followed.service.proxy is not None
+        service = followed.service.proxy.destination_service
+
+        def renewed(leaf: Leaf) -> None:
+            followed.leaf = leaf
+            self._mark(proxy_id)
+
+        async def first() -> None:
+            renewed(await _persist(f"the certificate of {service}", lambda: self._leafs.leaf(service)))
+
+        if "leaf" in followed.stops:
+            followed.stops.pop("leaf")()
+        followed.stops["leaf"] = self._leafs.listen(service, renewed)
+        self._spawn(followed, first())
+
+    async def _find_federated(self, proxy_id: str, followed: FollowedProxy) -> None:
+        topic = Topic(self._mesh.datacenter, "federated")
+        view = await _persist("intentions and roots", lambda: self._catalog.ensure(topic))
+        followed.federated = view
+        followed.stops[topic] = view.listen(topic, lambda _: self._mark(proxy_id))
+        self._mark(proxy_id)
+
+    def _follow_upstreams(self, proxy_id: str, followed: FollowedProxy) -> None:
+        wanted = destinations(followed.service, self._mesh.datacenter)
+        for known in [each for each in followed.stops if isinstance(each, Destination) and each not in wanted]:
+            followed.stops.pop(known)()
+            followed.endpoints.pop(known, None)
+            followed.waiting.discard(known)
+        for each in wanted:
+            if each not in followed.stops:
+                followed.stops[each] = _nothing
+                followed.waiting.add(each)
+                self._spawn(followed, self._find_endpoints(proxy_id, followed, each))
+
+    async def _find_endpoints(self, proxy_id: str, followed: FollowedProxy, wanted: Destination) -> None:
+        topic = Topic(wanted.datacenter, "connect", wanted.service)
+
+        def late() -> None:
+            followed.waiting.discard(wanted)
+            self._mark(proxy_id)
+
+        # An upstream that cannot be found must not hold up the others: soon it counts as empty, and is filled in when it is there.
+        patience = asyncio.get_running_loop().call_later(_FIRST_ANSWER_S, late)
+        try:
+            view = await _persist(
+                f"the endpoints of {wanted.service} in {wanted.datacenter}", lambda: self._catalog.ensure(topic)
+            )
+        finally:
+            patience.cancel()
+        if wanted in followed.stops:
+            followed.endpoints[wanted] = view
+            followed.stops[wanted] = view.listen(topic, lambda _: self._mark(proxy_id))
+            late()
+
+    def _registrations_changed(self) -> None:
+        for proxy_id, followed in tuple(self._followed.items()):
+            service = self._local.proxy(proxy_id)
+            if service is None or service.proxy is None:
+                followed.gone = True
+                for wake in tuple(followed.streams):
+                    wake()
+                self._forget(proxy_id)
+            elif service != followed.service:
+                renamed = followed.service.proxy != service.proxy
+                followed.service = service
+                if renamed:
+                    self._listen_to_leaf(proxy_id, followed)
+                self._follow_upstreams(proxy_id, followed)
+                self._mark(proxy_id)
+
+    # -- rebuilding
+
+    def _mark(self, proxy_id: str) -> None:
+        if not self._stale:
+            asyncio.get_running_loop().call_soon(self._rebuild)
+        self._stale.add(proxy_id)
+
+    def _rebuild(self) -> None:
+        stale, self._stale = self._stale, set()
+        for proxy_id in stale:
+            followed = self._followed.get(proxy_id)
+            if followed is not None and self._rebuilt(proxy_id, followed):
+                self._metrics.count("mesh_xds_snapshots_total")
+                for wake in tuple(followed.streams):
+                    wake()
+
+    def _rebuilt(self, proxy_id: str, followed: FollowedProxy) -> bool:
+        try:
+            return followed.rebuild()
+        except (MeshError, ValueError, TypeError) as error:  # a registration that Envoy's types cannot express
+            self._metrics.count("mesh_xds_failed_builds_total", proxy=proxy_id)
+            log.error(
+                "proxy %s keeps its last configuration, none can be made of its registration: %s", proxy_id, error
+            )
+            return False
+
+
+def _nothing() -> None:
+    """Stands for a listener that is still being set up."""
+
+
+async def _persist(what: str, ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask until there is an answer, ever more slowly."""
+    pause_s = _FIRST_RETRY_S
+    while True:
+        try:
+            return await ask()
+        except MeshError as error:
+            log.warning("sidecars wait for %s: %s", what, error)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.sleep(pause_s)
+        pause_s = min(_LAST_RETRY_S, pause_s * 2)
