@@ -36,14 +36,16 @@ def main() -> int:
     configure_logging(config.telemetry.log_level, config.telemetry.log_format)
     from mesh_agent.app.agent import run  # imported late: wrong settings are reported at once
 
+    code = 0
     try:
         uvloop.run(run(config))
-    except MeshError as error:
-        logging.getLogger("mesh_agent").error("the agent stops: %s", error)
-        return 1
-    except KeyboardInterrupt:
+    except* MeshError as failed:
+        for error in failed.exceptions:
+            logging.getLogger("mesh_agent").error("the agent stops: %s", error)
+        code = 1
+    except* KeyboardInterrupt:
         pass
-    return 0
+    return code
 
 
 if __name__ == "__main__":

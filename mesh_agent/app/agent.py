@@ -175,10 +175,13 @@ class Agent:
             await self._http.start(config.client_addr, config.ports.http)
         if config.ports.dns >= 0:
             await self._dns.start(config.client_addr, config.ports.dns)
-        if config.ports.https >= 0 and self._trust.identity.ready:
+        if self._server is not None:
             await self._start_https()
 
     async def _start_https(self) -> None:
+        """Once there is a certificate to serve with."""
+        if self.config.ports.https < 0:
+            return
         context = self._trust.identity.server_context(require=self.config.tls.verify_incoming)
         await self._https.start(self.config.client_addr, self.config.ports.https, context)
 
@@ -369,8 +372,7 @@ class Agent:
             await self._trust.enrol(self._rpc, self.config.node_name, self.config.join_token)
         for subscriber in self._subscribers.values():
             subscriber.kick()
-        if self.config.ports.https >= 0:
-            await self._start_https()
+        await self._start_https()
 
         async def sign(csr: str) -> str:
             answer = await self._rpc.call("/v1/internal/ca/sign", {"csr": csr, "kind": "agent"})

@@ -260,13 +260,13 @@ class Catalog:
         """The replica of a topic that is not in the full View; follows it from now on. NoPathToDatacenter for an unknown datacenter."""
         subscriber = self._subscriber_for(topic.datacenter)
         if subscriber is None:
-            raise NoPathToDatacenter(f"no path to datacenter {topic.datacenter!r}: no server of it is known here")
+            raise NoPathToDatacenter(f"No path to datacenter {topic.datacenter!r}: no server of it is known here")
         return subscriber.want(_folded(topic))
 
     def _unreachable(self, topic: Topic, reason: str) -> Unreachable:
         if topic.datacenter == self.datacenter:
             return NoServers(f"no server of datacenter {self.datacenter!r} can be reached: {reason}")
-        return NoPathToDatacenter(f"no path to datacenter {topic.datacenter!r}: {reason}")
+        return NoPathToDatacenter(f"No path to datacenter {topic.datacenter!r}: {reason}")
 
     # `publisher.Source`: what sessions of this agent's own subscribers are fed from
 

@@ -8,6 +8,7 @@ from mesh_agent.http.message import Request, Response
 FORWARDED = "x-mesh-forwarded"
 """How often a request was forwarded: once to a server of the own datacenter, once more to another datacenter, never further."""
 _MAX_HOPS = 2
+_PASSED_ON = ("content-type", "x-consul-", "allow")
 _READ_S = 10.0
 _REMOTE_READ_S = 1.8
 _WRITE_S = 8.0
@@ -20,9 +21,10 @@ class Scope:
         self._deps = deps
 
     def datacenter(self, request: Request) -> str:
-        """The datacenter that is asked; NoPathToDatacenter for an unknown one."""
+        """The datacenter that is asked; NoPathToDatacenter for one that this server does not know (a client agent leaves that to its servers)."""
         asked = request.first("dc").lower() or self._deps.own
-        if asked != self._deps.own and asked not in self._deps.catalog.datacenters():
+        known = self._deps.writer is None or asked in self._deps.catalog.datacenters()
+        if asked != self._deps.own and not known:
             raise NoPathToDatacenter("No path to datacenter")
         return asked
 
@@ -43,7 +45,7 @@ class Scope:
             timeout_s = parse_wait(request) * 17 / 16 + _READ_S
         elif read:
             timeout_s = _REMOTE_READ_S if self._deps.writer is not None else _READ_S
-        return await self._deps.forward(
+        response = await self._deps.forward(
             datacenter,
             request.method,
             request.target,
@@ -52,3 +54,5 @@ class Scope:
             repeatable=request.method != "POST",
             hops=int(hops) + 1,
         )
+        kept = [(name, value) for name, value in response.headers if name.lower().startswith(_PASSED_ON)]
+        return Response(response.status, response.body, kept)

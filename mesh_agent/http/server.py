@@ -146,10 +146,12 @@ class _Connection(asyncio.Protocol):
             rest = data[upgrade.args[0] :]
             if self._stream is not None and rest:
                 self._stream.feed(rest)
-        except _TooLarge as error:
-            self._refuse(413, str(error))
         except httptools.HttpParserError as error:
-            self._refuse(400, f"Bad request: {error}")
+            reason = error.__context__  # the parser wraps what its callbacks raise
+            if isinstance(reason, _TooLarge):
+                self._refuse(413, str(reason))
+            else:
+                self._refuse(400, f"Bad request: {error}")
 
     def eof_received(self) -> bool:
         return False

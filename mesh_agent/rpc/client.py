@@ -68,7 +68,7 @@ class Rpc:
             raise NoServers(
                 f"no server of datacenter {datacenter!r} is alive in gossip; check retry_join and `mesh members`"
             )
-        raise NoPathToDatacenter(f"no path to datacenter {datacenter!r}: none of its servers is alive in the WAN pool")
+        raise NoPathToDatacenter(f"No path to datacenter {datacenter!r}: none of its servers is alive in the WAN pool")
 
     async def request(
         self,
@@ -152,7 +152,7 @@ class Rpc:
     def _gone(self, datacenter: str, failure: MeshError | None) -> Unreachable:
         if datacenter == self._datacenter:
             return NoServers(f"no server of datacenter {datacenter!r} answers: {failure}")
-        return NoPathToDatacenter(f"no path to datacenter {datacenter!r}: {failure}")
+        return NoPathToDatacenter(f"No path to datacenter {datacenter!r}: {failure}")
 
 
 def peer_spiffe_id(connection: ssl.SSLObject) -> SpiffeId | None:

@@ -128,7 +128,7 @@ async def test_a_query_for_another_datacenter_waits_for_it_and_fails_honestly() 
     async with running() as it:
         it.catalog.hidden.add("dc2")
         assert addresses(await it.udp("far.service.dc2.mesh")) == ["10.2.0.1"]
-        it.catalog.cut["dc2"] = "no path to datacenter 'dc2': its servers do not answer"
+        it.catalog.cut["dc2"] = "No path to datacenter 'dc2': its servers do not answer"
         for answer in (await it.udp("far.service.dc2.mesh", use_edns=0), await it.tcp("far.service.dc2.mesh")):
             assert answer.rcode() == dns.rcode.SERVFAIL
         assert "do not answer" in (await it.udp("far.service.dc2.mesh", use_edns=0)).options[0].to_text()

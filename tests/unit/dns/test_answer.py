@@ -309,13 +309,13 @@ def test_malformed_queries_get_formerr_and_answers_nothing(world: World) -> None
 def test_another_datacenter_is_waited_for_and_an_unreachable_one_is_an_honest_error(world: World) -> None:
     query = dns.message.make_query("api.service.dc2.mesh", "A", use_edns=0).to_wire()
     assert isinstance(world.responder.answer(query), bytes)
-    world.catalog.cut["dc2"] = "no path to datacenter 'dc2'"
+    world.catalog.cut["dc2"] = "No path to datacenter 'dc2'"
     topic = Topic("dc2", "service", "api")
     assert world.responder.answer(query) == NeedTopic(topic)
     answer = dns.message.from_wire(world.responder.unreachable(query, topic, world.catalog.cut["dc2"]))
     assert rcode(answer) == "SERVFAIL"
     assert [option.to_text() for option in answer.options] == [
-        "EDE 22 (No Reachable Authority): no path to datacenter 'dc2'"
+        "EDE 22 (No Reachable Authority): No path to datacenter 'dc2'"
     ]
     del world.catalog.cut["dc2"]
     assert isinstance(world.responder.answer(query), bytes)
