@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+_TYPE = "type.googleapis.com/envoy.extensions"
+_MAX_CONNECTIONS = 100_000
 _STATS = (
     "listener.",
     "cluster.",
@@ -34,9 +36,7 @@ def bootstrap(sidecar: Sidecar) -> dict[str, Any]:
         "bootstrap_extensions": [
             {
                 "name": "internal_listener",
-                "typed_config": {
-                    "@type": "type.googleapis.com/envoy.extensions.bootstrap.internal_listener.v3.InternalListener"
-                },
+                "typed_config": {"@type": f"{_TYPE}.bootstrap.internal_listener.v3.InternalListener"},
             }
         ],
         "dynamic_resources": {
@@ -57,7 +57,17 @@ def bootstrap(sidecar: Sidecar) -> dict[str, Any]:
         },
         "static_resources": {"clusters": [_agent(sidecar.ads_socket)]},
         "stats_config": {"stats_matcher": {"inclusion_list": {"patterns": [{"prefix": each} for each in _STATS]}}},
-        "layered_runtime": {"layers": [{"name": "fixed", "static_layer": {}}]},
+        "overload_manager": {
+            "resource_monitors": [
+                {
+                    "name": "envoy.resource_monitors.global_downstream_max_connections",
+                    "typed_config": {
+                        "@type": f"{_TYPE}.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
+                        "max_active_downstream_connections": _MAX_CONNECTIONS,
+                    },
+                }
+            ]
+        },
     }
     admin = _admin(sidecar)
     if admin:
@@ -67,7 +77,7 @@ def bootstrap(sidecar: Sidecar) -> dict[str, Any]:
 
 def _agent(socket_path: str) -> dict[str, Any]:
     http2 = {
-        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        "@type": f"{_TYPE}.upstreams.http.v3.HttpProtocolOptions",
         "explicit_http_config": {
             "http2_protocol_options": {"connection_keepalive": {"interval": "30s", "timeout": "10s"}}
         },

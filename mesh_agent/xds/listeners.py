@@ -79,7 +79,7 @@ def _remember_peer() -> part.Filter:
     value = Struct()
     state: dict[str, Any] = {
         "object_key": PEER,
-        "factory_key": "envoy.string",
+        "factory_key": "envoy.hashable_string",
         "format_string": {"text_format_source": {"inline_string": "%DOWNSTREAM_PEER_URI_SAN%"}},
         "shared_with_upstream": "ONCE",
     }
@@ -129,16 +129,24 @@ def _public(address: str, port: int, filters: list[part.Filter], transport: Tran
 
 def inbound(admission: Admission) -> listener.Listener:
     """The internal listener: who is not matched to a chain is closed before the application hears of it."""
+    refused = _log("refused", {"time": "%START_TIME%", "peer": f"%FILTER_STATE({PEER}:PLAIN)%"})
+    refused.filter.response_flag_filter.flags.append("NR")
     chains = [
-        part.FilterChain(name=name, filters=[_tcp_proxy("inbound", LOCAL_APP, None)]) for name in admission.chains
+        part.FilterChain(name=name, filters=[_tcp_proxy(_stat_prefix(name), LOCAL_APP, None)])
+        for name in admission.chains
     ]
     return listener.Listener(
         name=INBOUND,
         internal_listener=listener.Listener.InternalListenerConfig(),
         filter_chains=chains,
         filter_chain_matcher=admission.matcher(FilterStateInput(key=PEER)),
+        access_log=[refused],
         traffic_direction=TrafficDirection.INBOUND,
     )
+
+
+def _stat_prefix(chain: str) -> str:
+    return "inbound" if chain.startswith("allow:*") else f"inbound.{chain.removeprefix('allow:')}"
 
 
 def inbound_cluster() -> Cluster:
@@ -150,6 +158,8 @@ def inbound_cluster() -> Cluster:
         name=INBOUND,
         type=Cluster.DiscoveryType.STATIC,
         connect_timeout=Duration(seconds=5),
+        # The peer's identity travels with a pool of connections, not with each: no two peers may ever share one.
+        connection_pool_per_downstream_connection=True,
         transport_socket=TransportSocket(
             name="internal", typed_config=tls.packed(InternalUpstreamTransport(transport_socket=plain))
         ),

@@ -3,6 +3,7 @@
 import re
 
 from mesh_agent.ca.spiffe_id import service_id
+from mesh_agent.catalog.intentions import ANY
 
 _PREFIX = "type.googleapis.com/envoy"
 SECRET = f"{_PREFIX}.extensions.transport_sockets.tls.v3.Secret"
@@ -39,7 +40,10 @@ def identity(service: str, datacenter: str, trust_domain: str) -> str:
 
 
 def identity_pattern(service: str, trust_domain: str) -> str:
-    """RE2 pattern of the SPIFFE IDs that an intention's source means: the service, in whichever datacenter it runs."""
-    placeholder = str(service_id(trust_domain, "dc", service))
-    before, after = placeholder.split("/dc/dc/", 1)
-    return f"{re.escape(before)}/dc/[^/]+/{re.escape(after)}"
+    """RE2 pattern of the SPIFFE IDs that an intention's source means: the service, in whichever datacenter it runs.
+
+    `*` is any service, but nothing else that has a certificate: an agent is not a service.
+    """
+    before, after = str(service_id(trust_domain, "dc", "x" if service == ANY else service)).split("/dc/dc/", 1)
+    name = "svc/[^/]+" if service == ANY else re.escape(after)
+    return f"{re.escape(before)}/dc/[^/]+/{name}"

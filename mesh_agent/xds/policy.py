@@ -37,7 +37,10 @@ def field_matcher(source: MatcherExtension, pattern: str, then: Matcher.OnMatch)
 
 
 def matcher(intentions: Iterable[Intention], service: str, trust_domain: str, *, default_allow: bool) -> Matcher:
-    """The matcher that decides by the peer's SPIFFE ID. What follows an any-source intention cannot be reached and is left out."""
+    """The matcher that decides by the peer's SPIFFE ID; what is not the identity of a service is refused whatever the default says.
+
+    What follows an any-source intention cannot be reached and is left out.
+    """
     peer = extension("peer", UriSanInput())
     found: list[Matcher.MatcherList.FieldMatcher] = []
     last = _verdict("default", default_allow)
@@ -47,10 +50,10 @@ def matcher(intentions: Iterable[Intention], service: str, trust_domain: str, *,
             last = verdict
             break
         found.append(field_matcher(peer, identity_pattern(each.source, trust_domain), verdict))
-    decided = Matcher(on_no_match=last)
-    if found:
-        decided.matcher_list.CopyFrom(Matcher.MatcherList(matchers=found))
-    return decided
+    found.append(field_matcher(peer, identity_pattern(ANY, trust_domain), last))
+    return Matcher(
+        matcher_list=Matcher.MatcherList(matchers=found), on_no_match=_verdict("not a service", allowed=False)
+    )
 
 
 def http_filter(decide: Matcher) -> TypedExtensionConfig:

@@ -158,7 +158,7 @@ class Envoy:
             self.process = await asyncio.create_subprocess_exec(
                 envoy_binary(),
                 *("--config-yaml", json.dumps(self._config), "--concurrency", "1"),
-                *("--drain-time-s", "0", "--disable-hot-restart", "-l", "warning"),
+                *("--drain-time-s", "0", "--disable-hot-restart", "-l", "warning", "--file-flush-interval-msec", "50"),
                 stdout=output,
                 stderr=output,
             )
@@ -190,16 +190,18 @@ class Envoy:
                 return int(value)
         return 0
 
+    async def _configured(self) -> bool:
+        live = (await self.ask("/ready")).strip() == "LIVE"
+        warming = await self.stat("listener_manager.total_listeners_warming")
+        return live and not warming and await self.stat("listener_manager.total_listeners_active") > 0
+
     async def until_ready(self) -> None:
         """Wait until it has its first configuration."""
         deadline = asyncio.get_running_loop().time() + PATIENCE_S
         while True:
             with contextlib.suppress(Unreachable):
-                if (await self.ask("/ready")).strip() == "LIVE" and await self.stat(
-                    "listener_manager.total_listeners_warming"
-                ) == 0:
-                    if await self.stat("listener_manager.total_listeners_active"):
-                        return
+                if await self._configured():
+                    return
             assert self.process is not None
             assert self.process.returncode is None, f"Envoy ended: {self.output.read_text()}"
             assert asyncio.get_running_loop().time() < deadline, f"Envoy is not ready: {self.output.read_text()}"
