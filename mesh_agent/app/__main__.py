@@ -40,8 +40,8 @@ def main() -> int:
     try:
         uvloop.run(run(config))
     except* MeshError as failed:
-        for error in failed.exceptions:
-            logging.getLogger("mesh_agent").error("the agent stops: %s", error)
+        for reason in failed.exceptions:
+            logging.getLogger("mesh_agent").error("the agent stops: %s", reason)
         code = 1
     except* KeyboardInterrupt:
         pass

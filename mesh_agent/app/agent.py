@@ -41,6 +41,8 @@ from mesh_agent.model import Node, Topic
 from mesh_agent.rpc.client import Rpc
 from mesh_agent.rpc.router import Router, datacenters
 from mesh_agent.telemetry import Metrics
+from mesh_agent.xds.runner import ProxyConfigs
+from mesh_agent.xds.server import AdsServer
 
 log = logging.getLogger(__name__)
 
@@ -163,6 +165,7 @@ class Agent:
         group.create_task(self._agent.run())
         group.create_task(self._leafs.run())
         group.create_task(self._follow_bundle(catalog))
+        group.create_task(self._serve_proxies(group, catalog))
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
         notify("READY=1")
         kind = "server" if config.server else "client"
@@ -187,7 +190,7 @@ class Agent:
 
     async def _close(self) -> None:
         notify("STOPPING=1")
-        for server in ("_dns", "_http", "_https"):
+        for server in ("_ads", "_dns", "_http", "_https"):
             if hasattr(self, server):
                 await getattr(self, server).stop()
         if self._server is not None:
@@ -295,6 +298,32 @@ class Agent:
             await changed.wait()
             changed.clear()
             self._trust.follow(view)
+
+    async def _serve_proxies(self, group: asyncio.TaskGroup, catalog: Catalog) -> None:
+        """Configure sidecars, from the first one that is registered: without any, gRPC is not even loaded."""
+        wanted = asyncio.Event()
+
+        def look() -> None:
+            if any(service.kind == "connect-proxy" for service in self._agent.services()):
+                wanted.set()
+
+        stop = self._agent.listen(look)
+        look()
+        await wanted.wait()
+        stop()
+        configs = ProxyConfigs(
+            datacenter=self.config.datacenter,
+            trust_domain=self.config.trust_domain,
+            catalog=catalog,
+            local=self._agent,
+            leafs=self._leafs,
+            metrics=self._metrics,
+            default_intention=self.config.default_intention,
+        )
+        group.create_task(configs.run())
+        self._ads = AdsServer(configs, self._metrics)
+        port = self.config.ports.grpc
+        await self._ads.start(self._paths.xds_socket, tcp=("127.0.0.1", port) if port >= 0 else None)
 
     # pools
 

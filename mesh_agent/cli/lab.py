@@ -57,7 +57,7 @@ def exec_(
     name: Name = "lab",
 ) -> None:
     """Run a command in a host, with its exit code and this terminal's input and output."""
-    line = [*_lab(inventory, name).enter(host), *command]
+    line = [*_lab(inventory, name).enter(host), *(command[1:] if command[0] == "--" else command)]
     os.execvp(line[0], line)  # noqa: S606 (no shell is wanted)
 
 

@@ -10,11 +10,14 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class Ports(Section, frozen=True, kw_only=True):
-    """Listening ports (Consul's numbers); -1: do not listen. On a client agent `server` and `serf_wan` are not used."""
+    """Listening ports (Consul's numbers); -1: do not listen. On a client agent `server` and `serf_wan` are not used.
+
+    `grpc` (xDS; Consul's is 8502) is off: whoever reaches it reads the private keys of this node's services. Sidecars use the socket in `runtime_dir`.
+    """
 
     http: int = 8500
     https: int = 8501
-    grpc: int = 8502
+    grpc: int = -1
     dns: int = 8600
     server: int = 8300
     serf_lan: int = 8301

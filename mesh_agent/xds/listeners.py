@@ -22,6 +22,7 @@ from envoy.config.route.v3 import route_components_pb2 as routing
 from envoy.config.route.v3 import route_pb2 as route
 from envoy.extensions.access_loggers.stream.v3.stream_pb2 import StdoutAccessLog
 from envoy.extensions.filters.http.router.v3.router_pb2 import Router
+from envoy.extensions.filters.network.direct_response.v3.config_pb2 import Config as Close
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2 as http
 from envoy.extensions.filters.network.tcp_proxy.v3.tcp_proxy_pb2 import TcpProxy, UpstreamConnectMode
 from envoy.extensions.matching.common_inputs.network.v3.network_inputs_pb2 import FilterStateInput
@@ -131,6 +132,8 @@ def inbound(admission: Admission) -> listener.Listener:
     """The internal listener: who is not matched to a chain is closed before the application hears of it."""
     refused = _log("refused", {"time": "%START_TIME%", "peer": f"%FILTER_STATE({PEER}:PLAIN)%"})
     refused.filter.response_flag_filter.flags.append("NR")
+    # Envoy rejects a listener without a chain and would go on admitting whom it admitted before.
+    nobody = part.FilterChain(name="nobody", filters=[part.Filter(name="close", typed_config=tls.packed(Close()))])
     chains = [
         part.FilterChain(name=name, filters=[_tcp_proxy(_stat_prefix(name), LOCAL_APP, None)])
         for name in admission.chains
@@ -138,7 +141,7 @@ def inbound(admission: Admission) -> listener.Listener:
     return listener.Listener(
         name=INBOUND,
         internal_listener=listener.Listener.InternalListenerConfig(),
-        filter_chains=chains,
+        filter_chains=[nobody, *chains],
         filter_chain_matcher=admission.matcher(FilterStateInput(key=PEER)),
         access_log=[refused],
         traffic_direction=TrafficDirection.INBOUND,

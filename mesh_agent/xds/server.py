@@ -39,6 +39,7 @@ class AdsServer:
         self._server: Any = None  # grpc.aio.Server, whose module is imported late
         self._bodies: dict[tuple[str, ...], bytes] = {}
         self._streams: dict[str, int] = {}
+        self._open: dict[Stream, FollowedProxy] = {}
         metrics.describe("mesh_xds_rejected_total", "Configurations that a proxy refused (NACK).")
         metrics.describe("mesh_xds_responses_total", "Responses sent to proxies.")
         metrics.describe("mesh_xds_streams", "Open streams of proxies.")
@@ -79,6 +80,14 @@ class AdsServer:
     def proxies(self) -> dict[str, int]:
         """Open streams by proxy id."""
         return dict(self._streams)
+
+    @property
+    def settled(self) -> bool:
+        """Whether every connected proxy has been sent its newest snapshot and has answered to it."""
+        return all(
+            followed.snapshot is not None and stream.settled and stream.has(followed.snapshot)
+            for stream, followed in self._open.items()
+        )
 
     async def _serve(self, requests: AsyncIterator[Any], context: Any) -> None:  # grpc and generated code are untyped
         import grpc
@@ -131,6 +140,7 @@ class AdsServer:
             wake.set()
 
         take(first)
+        self._open[stream] = followed
         async with asyncio.TaskGroup() as tasks:
             listener = tasks.create_task(listen())
             try:
@@ -142,6 +152,7 @@ class AdsServer:
                             await context.write(self._encode(response))
                             self._metrics.count("mesh_xds_responses_total", type=short(response.type_url))
             finally:
+                del self._open[stream]
                 listener.cancel()
 
     def _take(self, proxy_id: str, stream: Stream, message: Any) -> None:

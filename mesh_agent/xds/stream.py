@@ -75,6 +75,10 @@ class Stream:
         """Whether the proxy has answered everything that was sent."""
         return not any(each.in_flight for each in self._types.values())
 
+    def has(self, snapshot: Snapshot) -> bool:
+        """Whether everything that the proxy asked for of `snapshot` was sent."""
+        return all(state.answered is snapshot.table(kind) for kind, state in self._types.items())
+
     def receive(self, request: Request) -> Rejected | None:
         """Take note of a request; call `due` afterwards. Types that we do not serve are answered as if empty."""
         state = self._types.get(request.type_url)

@@ -1,0 +1,1 @@
+"""The agent as a process: builds every part and wires them."""
