@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
@@ -58,6 +59,14 @@ async def eventually(condition: Callable[[], object], what: str) -> None:
     """Wait for a condition; an assertion names it when it does not come true."""
     deadline = asyncio.get_running_loop().time() + PATIENCE_S
     while not condition():
+        assert asyncio.get_running_loop().time() < deadline, f"still not so after {PATIENCE_S} s: {what}"
+        await asyncio.sleep(0.01)
+
+
+async def until(probe: Callable[[], Awaitable[bool]], what: str) -> None:
+    """Wait until an asynchronous probe says yes; an assertion names it when it does not."""
+    deadline = asyncio.get_running_loop().time() + PATIENCE_S
+    while not await probe():
         assert asyncio.get_running_loop().time() < deadline, f"still not so after {PATIENCE_S} s: {what}"
         await asyncio.sleep(0.01)
 
@@ -308,3 +317,38 @@ class Town:
         await envoy.start()
         await envoy.until_ready()
         return envoy
+
+    def change_upstream(self, proxy: Service, **changes: object) -> None:
+        """Register `proxy` anew with its first upstream changed."""
+        assert proxy.proxy is not None
+        first, *rest = proxy.proxy.upstreams
+        upstreams = (msgspec.structs.replace(first, **changes), *rest)
+        self._again(proxy, upstreams)
+
+    def add_upstream(self, proxy: Service, destination: str, *, bind_address: str) -> None:
+        """Register `proxy` anew with one upstream more."""
+        assert proxy.proxy is not None
+        more = Upstream(destination_name=destination, local_bind_address=bind_address, local_bind_port=free_port())
+        self._again(proxy, (*proxy.proxy.upstreams, more))
+
+    def _again(self, proxy: Service, upstreams: tuple[Upstream, ...]) -> None:
+        assert proxy.proxy is not None
+        changed = msgspec.structs.replace(proxy, proxy=msgspec.structs.replace(proxy.proxy, upstreams=upstreams))
+        self.registrations.put(changed)
+
+    def endpoint(self, service: str, port: int) -> None:
+        """The only mesh endpoint of `service` is at this port of loopback."""
+        proxy = Service(
+            id=f"{service}-endpoint",
+            name=f"{service}-sidecar-proxy",
+            node=self.node.name,
+            port=port,
+            kind="connect-proxy",
+            proxy=Proxy(destination_service=service),
+        )
+        self.catalog.instance(proxy, self.node)
+
+    def sent(self) -> dict[str, int]:
+        """Responses sent so far, by type."""
+        found = re.findall(r'mesh_xds_responses_total\{type="(\w+)"\} (\d+)', self.metrics.prometheus())
+        return {kind: int(count) for kind, count in found}
