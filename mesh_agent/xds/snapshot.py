@@ -4,6 +4,7 @@ The version of a resource is a hash of its deterministic serialization: every ag
 equal version, so that a proxy that comes back is sent nothing it has.
 """
 
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -37,22 +38,22 @@ def version_of(serialized: bytes) -> str:
 class Table:
     """The resources of one type. Immutable; equal tables should be one object, so that `is` answers whether anything changed."""
 
-    __slots__ = ("_change", "_previous", "resources")
+    __slots__ = ("__weakref__", "_change", "_previous", "resources")
 
     def __init__(self, resources: Iterable[Resource] = ()) -> None:
         self.resources: Mapping[str, Resource] = {each.name: each for each in resources}
-        self._previous: Table | None = None
+        self._previous: weakref.ref[Table] | None = None  # weak, or every table that ever was would be kept
         self._change = Change((), ())
 
     def since(self, previous: "Table") -> Change:
         """The difference to `previous`, worked out once for all streams that come from there."""
-        if self._previous is not previous:
+        if self._previous is None or self._previous() is not previous:
             old = previous.resources
             changed = tuple(
                 name for name, each in self.resources.items() if name not in old or old[name].version != each.version
             )
             self._change = Change(changed, tuple(name for name in old if name not in self.resources))
-            self._previous = previous
+            self._previous = weakref.ref(previous)
         return self._change
 
     def versions(self) -> dict[str, str]:
