@@ -5,7 +5,6 @@ once, however much changed in this one. A View that was handed out once is kept:
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -26,8 +25,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Stop = Callable[[], None]
-_FIRST_RETRY_S, _LAST_RETRY_S = 0.5, 15.0
-_FIRST_ANSWER_S = 2.0
+_LAST_RETRY_S = 15.0
 
 
 class LocalProxies(Protocol):
@@ -114,12 +112,17 @@ class ProxyConfigs:
         leafs: Leafs,
         metrics: Metrics,
         default_intention: str = "deny",
+        first_answer_s: float = 2.0,
+        first_retry_s: float = 0.5,
     ) -> None:
+        """`first_answer_s`: how long a new proxy waits for an upstream's endpoints; `first_retry_s`: the first pause after a failed question."""
         self._mesh = Mesh(trust_domain, datacenter, default_intention == "allow")
         self._catalog = catalog
         self._local = local
         self._leafs = leafs
         self._metrics = metrics
+        self._first_answer_s = first_answer_s
+        self._first_retry_s = first_retry_s
         self._followed: dict[str, FollowedProxy] = {}
         self._stale: set[str] = set()
         self._tasks: asyncio.TaskGroup | None = None
@@ -201,7 +204,7 @@ class ProxyConfigs:
             self._mark(proxy_id)
 
         async def first() -> None:
-            renewed(await _persist(f"the certificate of {service}", lambda: self._leafs.leaf(service)))
+            renewed(await self._persist(f"the certificate of {service}", lambda: self._leafs.leaf(service)))
 
         if "leaf" in followed.stops:
             followed.stops.pop("leaf")()
@@ -210,7 +213,7 @@ class ProxyConfigs:
 
     async def _find_federated(self, proxy_id: str, followed: FollowedProxy) -> None:
         topic = Topic(self._mesh.datacenter, "federated")
-        view = await _persist("intentions and roots", lambda: self._catalog.ensure(topic))
+        view = await self._persist("intentions and roots", lambda: self._catalog.ensure(topic))
         followed.federated = view
         followed.stops[topic] = view.listen(topic, lambda _: self._mark(proxy_id))
         self._mark(proxy_id)
@@ -235,9 +238,9 @@ class ProxyConfigs:
             self._mark(proxy_id)
 
         # An upstream that cannot be found must not hold up the others: soon it counts as empty, and is filled in when it is there.
-        patience = asyncio.get_running_loop().call_later(_FIRST_ANSWER_S, late)
+        patience = asyncio.get_running_loop().call_later(self._first_answer_s, late)
         try:
-            view = await _persist(
+            view = await self._persist(
                 f"the endpoints of {wanted.service} in {wanted.datacenter}", lambda: self._catalog.ensure(topic)
             )
         finally:
@@ -289,19 +292,17 @@ class ProxyConfigs:
             )
             return False
 
+    async def _persist(self, what: str, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask until there is an answer, ever more slowly."""
+        pause_s = self._first_retry_s
+        while True:
+            try:
+                return await ask()
+            except MeshError as error:
+                log.warning("sidecars wait for %s: %s", what, error)
+            await asyncio.sleep(pause_s)
+            pause_s = min(_LAST_RETRY_S, pause_s * 2)
+
 
 def _nothing() -> None:
     """Stands for a listener that is still being set up."""
-
-
-async def _persist(what: str, ask: Callable[[], Awaitable[T]]) -> T:
-    """Ask until there is an answer, ever more slowly."""
-    pause_s = _FIRST_RETRY_S
-    while True:
-        try:
-            return await ask()
-        except MeshError as error:
-            log.warning("sidecars wait for %s: %s", what, error)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.sleep(pause_s)
-        pause_s = min(_LAST_RETRY_S, pause_s * 2)

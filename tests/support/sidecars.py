@@ -8,7 +8,7 @@ import re
 import shutil
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import msgspec
@@ -136,8 +136,13 @@ class Leafs:
         self.issuer = issuer
         self._leafs: dict[str, Leaf] = {}
         self._listeners: dict[str, list[Callable[[Leaf], None]]] = {}
+        self.failing: Exception | None = None
+        self.refused = 0
 
     async def leaf(self, service: str) -> Leaf:
+        if self.failing is not None:
+            self.refused += 1
+            raise self.failing
         if service not in self._leafs:
             self._leafs[service] = self._authorities.leaf(service, self.issuer)
         return self._leafs[service]
@@ -226,35 +231,41 @@ class Town:
         self.issuer = self.authorities.root()
         self.leafs = Leafs(self.authorities, self.issuer)
         self.registrations = Registrations()
-        self.catalog = ViewWriter(DC)
+        self.catalog, self.far = ViewWriter(DC), ViewWriter("dc2")
+        self.reader = StaticCatalog({DC: self.catalog.view, "dc2": self.far.view})
         self.metrics = Metrics()
         self.node = Node(name="n1", address="127.0.0.1")
         self.configs = ProxyConfigs(
             datacenter=DC,
             trust_domain=TRUST_DOMAIN,
-            catalog=StaticCatalog({DC: self.catalog.view}),
+            catalog=self.reader,
             local=self.registrations,
             leafs=self.leafs,
             metrics=self.metrics,
             default_intention=default_intention,
+            first_answer_s=0.2,
+            first_retry_s=0.05,
         )
         self.ads_socket = directory / "ads.sock"
         self.server = AdsServer(self.configs, self.metrics)
         self.envoys: dict[str, Envoy] = {}
         self._stack = contextlib.AsyncExitStack()
 
-    async def __aenter__(self) -> "Town":
-        await self._stack.__aenter__()
+    @contextlib.asynccontextmanager
+    async def following(self) -> AsyncIterator[None]:
+        """Follow proxies, without a server."""
         self.trust(self.issuer)
         running = asyncio.create_task(self.configs.run())
         await asyncio.sleep(0)
-
-        async def end() -> None:
+        try:
+            yield
+        finally:
             running.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await running
 
-        self._stack.push_async_callback(end)
+    async def __aenter__(self) -> "Town":
+        await self._stack.enter_async_context(self.following())
         await self.server.start(self.ads_socket)
         self._stack.push_async_callback(lambda: self.server.stop())
         return self
