@@ -1,3 +1,5 @@
 """An open, Consul-compatible service mesh agent."""
 
-__version__ = "0.1.0"
+from importlib.metadata import version
+
+__version__ = version("mesh-agent")

@@ -1,10 +1,14 @@
-"""Decisions about checks: when a result counts, and when a service that stays critical is taken away. Pure."""
+"""Small decisions about results of checks: when one counts, and what is said of it. Pure."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
-from mesh_agent.agent.consul_json import deregister_after
 from mesh_agent.agent.definition import CheckDefinition
 from mesh_agent.model import Status
+
+_MIN_INTERVAL_S = 1.0
+_MIN_REMOVAL_S = 60.0
+_NOT_WHOLE = "Captured {kept} of {all} bytes\n...\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,41 +19,49 @@ class Result:
     output: str
 
 
-@dataclass(slots=True)
-class Streak:
+class Streaks(Protocol):
     """How many results in a row said the same: a check may want several before it believes them."""
 
-    passing: int = 0
-    failing: int = 0
-
-    def decide(self, definition: CheckDefinition, result: Result, current: Status) -> Status:
-        """The status that holds after `result`."""
-        if result.status is Status.CRITICAL:
-            self.failing, self.passing = self.failing + 1, 0
-            return Status.CRITICAL if self.failing >= max(1, definition.failures_before_critical) else current
-        self.passing, self.failing = self.passing + 1, 0
-        return result.status if self.passing >= max(1, definition.success_before_passing) else current
+    passing: int
+    failing: int
 
 
-def expired(ttl_s: float) -> str:
-    """Output of a TTL check that nobody has updated."""
-    return f"TTL expired (no update within {ttl_s:g} s)"
+def believed(streaks: Streaks, definition: CheckDefinition, result: Result) -> bool:
+    """Count a result; whether there were enough of its kind in a row for it to hold (a warning counts as a success)."""
+    if result.status is Status.CRITICAL:
+        streaks.failing, streaks.passing = streaks.failing + 1, 0
+        return streaks.failing >= definition.failures_before_critical
+    streaks.passing, streaks.failing = streaks.passing + 1, 0
+    return streaks.passing >= definition.success_before_passing
 
 
-def removal_due(definition: CheckDefinition, critical_since: float | None) -> float | None:
-    """When the check's service is to be taken away, if it stays critical; None: never."""
-    after_s = deregister_after(definition.deregister_after_s)
-    if not after_s or critical_since is None or not definition.service_id:
+def interval_s(definition: CheckDefinition) -> float:
+    """Seconds between two runs; Consul's lower bound applies."""
+    return max(_MIN_INTERVAL_S, definition.interval_s)
+
+
+def removal_s(definition: CheckDefinition) -> float | None:
+    """After how many critical seconds the check's service is taken away (Consul's lower bound is a minute); None: never."""
+    if definition.deregister_after_s <= 0 or not definition.service_id:
         return None
-    return critical_since + after_s
+    return max(_MIN_REMOVAL_S, definition.deregister_after_s)
+
+
+def expired(last_output: str) -> str:
+    """Output of a TTL check that nobody has updated in time."""
+    return f"TTL expired (last output before timeout follows): {last_output}" if last_output else "TTL expired"
 
 
 def shortened(output: str, limit: int) -> str:
-    """Output of at most `limit` bytes."""
-    raw = output.encode()
+    """Output of at most `limit` bytes: its end, for that is where programs say what went wrong."""
+    raw = output.encode("utf-8", "replace")
     if len(raw) <= limit:
         return output
-    return raw[:limit].decode("utf-8", "ignore") + f"\n... ({len(raw) - limit} bytes more)"
+    head = _NOT_WHOLE.format(kept=limit, all=len(raw))
+    room = limit - len(head)
+    if room <= 0:
+        return raw[:limit].decode("utf-8", "ignore")
+    return _NOT_WHOLE.format(kept=room, all=len(raw)) + raw[-room:].decode("utf-8", "ignore")
 
 
 def http_status(code: int) -> Status:

@@ -36,12 +36,14 @@ class CheckDefinition(Definition, frozen=True, kw_only=True):
     success_before_passing: int = 0
     failures_before_critical: int = 0
     deregister_after_s: float = 0.0
+    output_max_bytes: int = 0
+    """Less output than the agent would keep; 0: as much as the agent keeps."""
     maintenance: bool = False
     """Only set by maintenance mode: critical until it is taken away."""
 
     @property
     def kind(self) -> str:
-        """ttl, http, tcp, udp, grpc, script, systemd, alias, or '' for maintenance."""
+        """ttl, http, tcp, udp, grpc, script, systemd, alias or maintenance; '' if nothing is set."""
         kinds = {
             "ttl": self.ttl_s,
             "http": self.http,
@@ -51,6 +53,7 @@ class CheckDefinition(Definition, frozen=True, kw_only=True):
             "script": self.args,
             "systemd": self.systemd_unit,
             "alias": self.alias_node or self.alias_service,
+            "maintenance": self.maintenance,
         }
         return next((kind for kind, value in kinds.items() if value), "")
 

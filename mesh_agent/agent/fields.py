@@ -15,7 +15,7 @@ def decode_object(body: bytes, what: str = "request body") -> dict[str, Any]:
     """The JSON object of a body; InvalidRequest if it is none."""
     try:
         value = msgspec.json.decode(body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(f"Request decode failed: {what} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise InvalidRequest(f"Request decode failed: {what} must be a JSON object")

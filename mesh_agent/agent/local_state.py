@@ -3,17 +3,23 @@
 A service registers with its checks and, if it asks for one, its sidecar (`<id>-sidecar-proxy`, with a port of the configured range that it keeps); they go
 together with it. Maintenance mode is a critical check that says why. Everything came either from the API (and is kept on disk) or from a file (and is
 read from there again).
+
+A change is made on a `copy` that then replaces the original, so a registration that is refused half-way changes nothing. Copies share `CheckState`s:
+results belong to a check, however the set of checks changes around it.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import msgspec
 
+from mesh_agent.agent import durations
 from mesh_agent.agent.definition import CheckDefinition, ServiceDefinition
+from mesh_agent.agent.sidecars import ports_in_use, with_default_checks, with_proxy
 from mesh_agent.catalog import keys
 from mesh_agent.errors import InvalidRequest, NotFound
-from mesh_agent.model import Check, Node, Proxy, Service, Status
+from mesh_agent.model import SERF_HEALTH, SERVERS, Check, Node, Service, Status
 
 NODE_MAINTENANCE = "_node_maintenance"
 SERVICE_MAINTENANCE = "_service_maintenance:"
@@ -29,7 +35,7 @@ class Source(StrEnum):
 
 @dataclass(slots=True)
 class CheckState:
-    """A check and its last result."""
+    """A check and its last result. `passing`, `failing`: how many runs in a row said so."""
 
     definition: CheckDefinition
     source: Source
@@ -37,93 +43,149 @@ class CheckState:
     output: str = ""
     synced_output: str = ""
     """What the catalog is told: follows `output` at once when the status changes, else at leisure."""
-
-    def set(self, status: Status, output: str, *, tell: bool) -> bool:
-        """Take a result; whether the catalog should hear of it. `tell`: also of a new output alone."""
-        changed = status is not self.status
-        self.status, self.output = status, output
-        if changed or tell:
-            changed = changed or self.synced_output != output
-            self.synced_output = output
-        return changed
+    told_at: float = float("-inf")
+    passing: int = 0
+    failing: int = 0
+    critical_since: float | None = None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Registered:
-    """A service as registered, with the ids of what came with it."""
+    """A service as registered. `parent` is the service whose sidecar it is, if it is one."""
 
     definition: ServiceDefinition
     source: Source
     check_ids: tuple[str, ...] = ()
     sidecar_id: str = ""
+    parent: str = ""
+
+
+Kept = dict[tuple[str, str], ServiceDefinition | CheckDefinition]
+"""What belongs on disk: (`services` or `checks`, id) -> definition."""
 
 
 @dataclass(slots=True)
 class LocalState:
-    """Services by id, checks by id. `sidecar_ports` is the range that sidecars without a port take theirs from."""
+    """Services by id, checks by id. `sidecar_ports` is the range that sidecars without a port take theirs from, `ports` what they have got."""
 
     sidecar_ports: tuple[int, int] = (21000, 21255)
     services: dict[str, Registered] = field(default_factory=dict)
     checks: dict[str, CheckState] = field(default_factory=dict)
+    ports: dict[str, int] = field(default_factory=dict)
+    _encoded: dict[str, tuple[tuple[object, ...], bytes]] = field(default_factory=dict, repr=False)
+
+    def copy(self) -> "LocalState":
+        """A state that changes by itself."""
+        return replace(self, services=dict(self.services), checks=dict(self.checks), ports=dict(self.ports))
 
     # services
 
     def register(
         self, definition: ServiceDefinition, source: Source, *, replace_existing_checks: bool = False
     ) -> ServiceDefinition:
-        """Add or replace a service; returns it with its sidecar's port filled in. InvalidRequest changes nothing."""
+        """Add or replace a service; returns it with its sidecar completed. Checks of it that the new definition does not name stay, unless told otherwise."""
         service_id = definition.service_id
-        sidecar = definition.sidecar
-        if sidecar is not None:
-            port = sidecar.port or self._sidecar_port(sidecar.service_id)
-            sidecar = msgspec.structs.replace(sidecar, port=port, proxy=_completed(definition, sidecar))
-            definition = msgspec.structs.replace(definition, sidecar=sidecar)
         old = self.services.get(service_id)
-        wanted = _checks_of(definition, service_id)
-        if old is not None:
-            dropped = set(old.check_ids) - {each.id for each in wanted}
-            if replace_existing_checks:
-                dropped |= {
-                    check_id for check_id, state in self.checks.items() if state.definition.service_id == service_id
-                } - {each.id for each in wanted}
-            for check_id in dropped:
-                self.checks.pop(check_id, None)
-            if old.sidecar_id and (sidecar is None or sidecar.service_id != old.sidecar_id):
-                self._drop(old.sidecar_id)
-        for each in wanted:
-            self.put_check(each, source)
-        registered = Registered(definition, source, tuple(each.id for each in wanted))
-        self.services[service_id] = registered
+        if old is not None and old.parent:
+            raise InvalidRequest(
+                f"{service_id!r} is the sidecar of {old.parent!r}: change it by registering that again"
+            )
+        if definition.sidecar is not None:
+            definition = msgspec.structs.replace(definition, sidecar=self._completed(definition, definition.sidecar))
+        self._put(definition, source, replace_existing_checks)
+        sidecar = definition.sidecar
+        if old is not None and old.sidecar_id and (sidecar is None or sidecar.service_id != old.sidecar_id):
+            self._drop(old.sidecar_id)
         if sidecar is not None:
-            self.register(_with_default_checks(sidecar, service_id), source)
-            registered.sidecar_id = sidecar.service_id
+            whole = with_default_checks(sidecar, service_id)
+            self._put(whole, source, replace_existing_checks=True, parent=service_id)
         return definition
 
-    def deregister(self, service_id: str) -> None:
-        """Take a service away with its checks and its sidecar; NotFound for an unknown one."""
-        if service_id not in self.services:
-            raise NotFound(
-                f'Unknown service ID "{service_id}". Ensure that the service ID is passed, not the service name.'
+    def _put(
+        self, definition: ServiceDefinition, source: Source, replace_existing_checks: bool, parent: str = ""
+    ) -> None:
+        service_id = definition.service_id
+        if service_id.lower() == SERVERS or definition.name.lower() == SERVERS:
+            raise InvalidRequest(
+                f"the service {SERVERS!r} is what the servers themselves are; choose another name and id"
             )
+        old = self.services.get(service_id)
+        wanted = _checks_of(definition, service_id)
+        self._refuse_taken(wanted, service_id)
+        gone: set[str] = set()
+        if replace_existing_checks:
+            gone = {cid for cid in self.check_ids(service_id) if not cid.startswith(SERVICE_MAINTENANCE)}
+        elif old is not None and Source.FILE in (source, old.source):
+            gone = set(old.check_ids)
+        for check_id in gone - {each.id for each in wanted}:
+            self.checks.pop(check_id, None)
+        for each in wanted:
+            self._put_check(each, source)
+        sidecar_id = definition.sidecar.service_id if definition.sidecar is not None else ""
+        ids = tuple(each.id for each in wanted)
+        self.services[service_id] = Registered(definition, source, ids, sidecar_id, parent)
+
+    def _refuse_taken(self, wanted: list[CheckDefinition], service_id: str) -> None:
+        seen: set[str] = set()
+        for each in wanted:
+            _refuse_reserved(each.id)
+            if each.id in seen:
+                raise InvalidRequest(f"two checks of service {service_id!r} have the id {each.id!r}")
+            seen.add(each.id)
+            known = self.checks.get(each.id)
+            if known is not None and known.definition.service_id != service_id:
+                whose = known.definition.service_id
+                of = f"belongs to service {whose!r}" if whose else "is a check of the node"
+                raise InvalidRequest(f"check id {each.id!r} {of} already; ids of checks are unique on a node")
+
+    def deregister(self, service_id: str) -> None:
+        """Take a service away with its checks and its sidecar; NotFound for an unknown one. A sidecar may go alone."""
+        registered = self._registered(service_id)
         self._drop(service_id)
+        self.ports.pop(registered.sidecar_id, None)
+        parent = self.services.get(registered.parent)
+        if parent is not None:
+            alone = msgspec.structs.replace(parent.definition, sidecar=None)
+            self.services[registered.parent] = replace(parent, definition=alone, sidecar_id="")
+            self.ports.pop(service_id, None)
 
     def _drop(self, service_id: str) -> None:
         registered = self.services.pop(service_id, None)
-        for check_id in [cid for cid, state in self.checks.items() if state.definition.service_id == service_id]:
+        for check_id in self.check_ids(service_id):
             del self.checks[check_id]
         if registered is not None and registered.sidecar_id:
             self._drop(registered.sidecar_id)
 
-    def _sidecar_port(self, sidecar_id: str) -> int:
+    def _registered(self, service_id: str) -> Registered:
+        found = self.services.get(service_id)
+        if found is None:
+            raise NotFound(
+                f'Unknown service ID "{service_id}". Ensure that the service ID is passed, not the service name.'
+            )
+        return found
+
+    def _completed(self, parent: ServiceDefinition, sidecar: ServiceDefinition) -> ServiceDefinition:
+        sidecar_id = sidecar.service_id
         known = self.services.get(sidecar_id)
-        if known is not None and known.definition.port:
-            return known.definition.port
-        taken = {registered.definition.port for registered in self.services.values()}
+        if sidecar_id == parent.service_id or (known is not None and known.parent != parent.service_id):
+            raise InvalidRequest(f"the sidecar's id {sidecar_id!r} is taken by another service of this node")
+        port = sidecar.port or (known.definition.port if known is not None else 0) or self._free_port(sidecar_id)
+        self.ports[sidecar_id] = port
+        return msgspec.structs.replace(with_proxy(parent, sidecar), port=port)
+
+    def _free_port(self, sidecar_id: str) -> int:
         first, last = self.sidecar_ports
-        port = next((port for port in range(first, last + 1) if port not in taken), None)
-        if port is None:
+        others = {sid: registered.definition for sid, registered in self.services.items() if sid != sidecar_id}
+        taken = ports_in_use(others.values())
+        mine = self.ports.get(sidecar_id, 0)
+        if first <= mine <= last and mine not in taken:
+            return mine
+        # Ports of sidecars that are not here now (their file was not read yet) are the last to be given away.
+        kept = set(self.ports.values())
+        free = [port for port in range(first, last + 1) if port not in taken]
+        if not free:
             raise InvalidRequest(f"no port of {first}-{last} is left for a sidecar; widen ports.sidecar_min/max")
-        return port
+        return next((port for port in free if port not in kept), free[0])
 
     # checks
 
@@ -132,21 +194,31 @@ class LocalState:
         if definition.service_id and definition.service_id not in self.services:
             raise InvalidRequest(f'ServiceID "{definition.service_id}" does not exist')
         check_id = definition.id or definition.name
-        self.put_check(msgspec.structs.replace(definition, id=check_id, name=definition.name or check_id), source)
+        if not definition.maintenance:
+            _refuse_reserved(check_id)
+        self._put_check(msgspec.structs.replace(definition, id=check_id, name=definition.name or check_id), source)
         return check_id
 
-    def put_check(self, definition: CheckDefinition, source: Source) -> None:
-        """Add or replace; an unchanged check keeps its result."""
+    def _put_check(self, definition: CheckDefinition, source: Source) -> None:
+        """Add or replace; a check that is of the same kind as before keeps its result, so that registering again is no outage."""
         old = self.checks.get(definition.id)
         if old is not None and old.definition == definition:
-            old.source = source
+            if old.source is not source:
+                self.checks[definition.id] = replace(old, source=source)
             return
-        self.checks[definition.id] = CheckState(definition, source, definition.status)
+        fresh = CheckState(definition, source, definition.status)
+        if old is not None and old.definition.kind == definition.kind and definition.kind != "maintenance":
+            fresh.status, fresh.output, fresh.synced_output = old.status, old.output, old.synced_output
+            fresh.critical_since = old.critical_since
+        self.checks[definition.id] = fresh
 
     def deregister_check(self, check_id: str) -> None:
         """Take a check away; NotFound for an unknown one."""
-        if self.checks.pop(check_id, None) is None:
-            raise NotFound(f'Unknown check ID "{check_id}". Ensure that the check ID is passed, not the check name.')
+        state = self.check(check_id)
+        del self.checks[check_id]
+        owner = self.services.get(state.definition.service_id)
+        if owner is not None and check_id in owner.check_ids:
+            self.services[state.definition.service_id] = _without(owner, check_id)
 
     def check(self, check_id: str) -> CheckState:
         """One check; NotFound for an unknown one."""
@@ -154,6 +226,10 @@ class LocalState:
         if found is None:
             raise NotFound(f'Unknown check ID "{check_id}". Ensure that the check ID is passed, not the check name.')
         return found
+
+    def check_ids(self, service_id: str) -> list[str]:
+        """Ids of the checks of a service; with an empty id of the node's own."""
+        return [check_id for check_id, state in self.checks.items() if state.definition.service_id == service_id]
 
     # maintenance
 
@@ -163,10 +239,7 @@ class LocalState:
 
     def service_maintenance(self, service_id: str, *, enable: bool, reason: str) -> None:
         """Take one service out of service, or back; NotFound for an unknown one."""
-        if service_id not in self.services:
-            raise NotFound(
-                f'Unknown service ID "{service_id}". Ensure that the service ID is passed, not the service name.'
-            )
+        self._registered(service_id)
         check_id = SERVICE_MAINTENANCE + service_id
         self._maintenance(check_id, "Service Maintenance Mode", service_id, "service", enable, reason)
 
@@ -176,7 +249,42 @@ class LocalState:
             return
         notes = reason or _REASON.format(what=what)
         definition = CheckDefinition(id=check_id, name=name, notes=notes, service_id=service_id, maintenance=True)
-        self.put_check(definition, Source.API)
+        self._put_check(definition, Source.API)
+
+    # files of definitions
+
+    def load(self, services: Iterable[ServiceDefinition], checks: Iterable[CheckDefinition]) -> None:
+        """Make these what came from files: what an earlier load brought and is missing now goes, the rest stays as it is."""
+        services, checks = list(services), list(checks)
+        wanted = {each.service_id for each in services}
+        named = {each.id or each.name for each in checks}
+        for service_id, registered in tuple(self.services.items()):
+            if registered.source is Source.FILE and not registered.parent and service_id not in wanted:
+                self._drop(service_id)
+        owned = self._owned()
+        for check_id, state in tuple(self.checks.items()):
+            if state.source is Source.FILE and check_id not in owned and check_id not in named:
+                del self.checks[check_id]
+        for service in services:
+            self.register(service, Source.FILE)
+        for check in checks:
+            self.register_check(check, Source.FILE)
+
+    def _owned(self) -> set[str]:
+        return {check_id for registered in self.services.values() for check_id in registered.check_ids}
+
+    def kept(self) -> Kept:
+        """What came from the API. A service carries its own checks and its sidecar."""
+        owned = self._owned()
+        found: Kept = {
+            ("services", service_id): registered.definition
+            for service_id, registered in self.services.items()
+            if registered.source is Source.API and not registered.parent
+        }
+        for check_id, state in self.checks.items():
+            if state.source is Source.API and check_id not in owned:
+                found["checks", check_id] = state.definition
+        return found
 
     # what the catalog should hold
 
@@ -209,24 +317,57 @@ class LocalState:
             service_name=registered.definition.name if registered else "",
             service_tags=registered.definition.tags if registered else (),
             kind=definition.kind,
+            interval=durations.render(definition.interval_s) if definition.interval_s else "",
+            timeout=durations.render(definition.timeout_s) if definition.interval_s else "",
         )
 
     def records(self, node: Node) -> dict[str, bytes]:
-        """Everything the catalog should hold of this node, by key."""
+        """Everything the catalog should hold of this node, by key; checks come before the service that they guard."""
         found = {keys.node(node.name): msgspec.json.encode(node)}
-        for service in self.service_models(node.name):
-            found[keys.service(node.name, service.id)] = msgspec.json.encode(service)
+        encoded: dict[str, tuple[tuple[object, ...], bytes]] = {}
         for check_id, state in self.checks.items():
-            check = self.check_model(state, node.name, output=state.synced_output)
-            found[keys.check(node.name, check_id)] = msgspec.json.encode(check)
-        return found
+            registered = self.services.get(state.definition.service_id)
+            seen = (
+                state.definition,
+                state.status,
+                state.synced_output,
+                registered and registered.definition,
+                node.name,
+            )
+            at = keys.check(node.name, check_id)
+            encoded[at] = self._known(at, seen) or (
+                seen,
+                msgspec.json.encode(self.check_model(state, node.name, output=state.synced_output)),
+            )
+        for service_id, registered in self.services.items():
+            at, told = keys.service(node.name, service_id), (registered.definition, node.name)
+            encoded[at] = self._known(at, told) or (
+                told,
+                msgspec.json.encode(service_model(registered.definition, node.name)),
+            )
+        self._encoded = encoded
+        return found | {at: value for at, (_, value) in encoded.items()}
 
-    def ids_of(self, source: Source) -> tuple[list[str], list[str]]:
-        """Ids of the services and of the checks of their own that came from `source`."""
-        owned = {check_id for registered in self.services.values() for check_id in registered.check_ids}
-        services = [service_id for service_id, registered in self.services.items() if registered.source is source]
-        checks = [cid for cid, state in self.checks.items() if state.source is source and cid not in owned]
-        return services, checks
+    def _known(self, at: str, seen: tuple[object, ...]) -> tuple[tuple[object, ...], bytes] | None:
+        known = self._encoded.get(at)
+        return known if known is not None and all(map(_same, known[0], seen)) else None
+
+
+def _same(one: object, other: object) -> bool:
+    return one is other or (isinstance(one, str) and one == other)
+
+
+def _without(registered: Registered, check_id: str) -> Registered:
+    """A service without one of its checks: it must not come back from disk."""
+    kept = [at for at, known in enumerate(registered.check_ids) if known != check_id]
+    named = _checks_of(registered.definition, registered.definition.service_id)
+    definition = msgspec.structs.replace(registered.definition, checks=tuple(named[at] for at in kept))
+    return replace(registered, definition=definition, check_ids=tuple(registered.check_ids[at] for at in kept))
+
+
+def _refuse_reserved(check_id: str) -> None:
+    if check_id in (SERF_HEALTH, NODE_MAINTENANCE) or check_id.startswith(SERVICE_MAINTENANCE):
+        raise InvalidRequest(f"the check id {check_id!r} is reserved; choose another one")
 
 
 def service_model(definition: ServiceDefinition, node: str) -> Service:
@@ -259,23 +400,3 @@ def _checks_of(definition: ServiceDefinition, service_id: str) -> list[CheckDefi
         )
         for at, each in enumerate(definition.checks, 1)
     ]
-
-
-def _completed(definition: ServiceDefinition, sidecar: ServiceDefinition) -> Proxy:
-    proxy = sidecar.proxy or Proxy(destination_service=definition.name)
-    return msgspec.structs.replace(
-        proxy,
-        destination_service=definition.name,
-        destination_id=definition.service_id,
-        local_port=proxy.local_port or definition.port,
-    )
-
-
-def _with_default_checks(sidecar: ServiceDefinition, parent_id: str) -> ServiceDefinition:
-    if sidecar.checks:
-        return sidecar
-    listening = CheckDefinition(
-        name="Connect Sidecar Listening", tcp=f"{sidecar.address or '127.0.0.1'}:{sidecar.port}", interval_s=10.0
-    )
-    alias = CheckDefinition(name=f"Connect Sidecar Aliasing {parent_id}", alias_service=parent_id)
-    return msgspec.structs.replace(sidecar, checks=(listening, alias))

@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 the agent (or the check) said no, 2 wrong usage or setting
 import os
 import sys
 
-import click
 import typer
 
 from mesh_agent.cli import agent, catalog, connect, lab, members, sidecar, tools
@@ -31,12 +30,12 @@ def main() -> None:
     """Run a command and exit."""
     try:
         sys.exit(app(standalone_mode=False) or 0)
-    except click.exceptions.Abort:
+    except typer.Abort:
         sys.exit(130)
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         sys.exit(stop.exit_code)
-    except click.ClickException as error:
-        error.show()
+    except typer.exceptions.TyperException as error:
+        getattr(error, "show", lambda: complain(str(error)))()  # wrong usage shows itself
         sys.exit(2)
     except (ConfigError, InvalidRequest) as error:
         complain(str(error))

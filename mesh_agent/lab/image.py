@@ -46,7 +46,7 @@ PACKAGES = [
     "jq",
 ]
 
-POOL = ["dnsmasq", "containerd", "runc", "containernetworking-plugins", "nginx-light", "serf"]
+POOL = ["dnsmasq", "python3-packaging", "containerd", "runc", "containernetworking-plugins", "nginx-light", "serf"]
 """Packages that can be installed offline inside a host, from /srv/pool."""
 
 _MASKED = [

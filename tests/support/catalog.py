@@ -29,7 +29,7 @@ class StaticCatalog:
         if topic.datacenter in self.cut:
             raise NoPathToDatacenter(self.cut[topic.datacenter])
         if topic.datacenter not in self.views:
-            raise NoPathToDatacenter(f"no path to datacenter {topic.datacenter!r}: no server of it is known here")
+            raise NoPathToDatacenter(f"No path to datacenter {topic.datacenter!r}: no server of it is known here")
         self.hidden.discard(topic.datacenter)
         return self.views[topic.datacenter]
 
