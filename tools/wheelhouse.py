@@ -33,8 +33,12 @@ def main() -> int:
     if not list(folder.glob(f"mesh_agent-{version}-*.whl")):
         _build(options.uv, folder, version)
     _write(folder / "VERSION", version + "\n")
-    print(f"wheelhouse: mesh-agent {version} and {len(list(folder.glob('*.whl'))) - 1} other wheels in {folder}")
+    _say(f"wheelhouse: mesh-agent {version} and {len(list(folder.glob('*.whl'))) - 1} other wheels in {folder}")
     return 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
 
 
 def _version() -> str:
@@ -52,7 +56,7 @@ def _dependencies(uv: str, folder: Path) -> None:
     stamp = folder / ("deps-" + hashlib.sha256((TOP / "uv.lock").read_bytes()).hexdigest()[:12])
     if stamp.exists():
         return
-    print("wheelhouse: downloading the dependencies once")
+    _say("wheelhouse: downloading the dependencies once")
     with tempfile.TemporaryDirectory() as scratch:
         wanted = Path(scratch, "requirements.txt")
         exported = _run(

@@ -35,7 +35,11 @@ def main() -> None:
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except typer.exceptions.TyperException as error:
-        getattr(error, "show", lambda: complain(str(error)))()  # wrong usage shows itself
+        show = getattr(error, "show", None)  # usage errors show themselves, with the usage of the command
+        if show is None:
+            complain(str(error))
+        else:
+            show()
         sys.exit(2)
     except (ConfigError, InvalidRequest) as error:
         complain(str(error))
