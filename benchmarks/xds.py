@@ -21,6 +21,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
 import grpc
 from envoy.config.core.v3.base_pb2 import Node as EnvoyNode
 from envoy.service.discovery.v3 import discovery_pb2

@@ -14,7 +14,7 @@ from typing import Any
 from mesh_agent.errors import ConfigError, NotFound
 from mesh_agent.telemetry import Metrics
 from mesh_agent.xds.naming import short
-from mesh_agent.xds.runner import FollowedProxy, ProxyConfigs
+from mesh_agent.xds.runner import FollowedProxy, LocalProxies, ProxyConfigs
 from mesh_agent.xds.stream import Request, Response, Stream
 
 log = logging.getLogger(__name__)
@@ -45,8 +45,27 @@ class AdsServer:
         metrics.describe("mesh_xds_streams", "Open streams of proxies.")
         metrics.collect(lambda: [("mesh_xds_streams", {}, float(sum(self._streams.values())))])
 
+    async def run(
+        self, local: LocalProxies, socket_path: Path | None, *, mode: int = 0o660, tcp: tuple[str, int] | None = None
+    ) -> None:
+        """Start as soon as a sidecar proxy is registered on this node, and serve until cancelled; `ConfigError` as for `start`."""
+        changed = asyncio.Event()
+        stop_listening = local.listen(changed.set)
+        try:
+            while not any(each.proxy is not None for each in local.services()):
+                await changed.wait()
+                changed.clear()
+        finally:
+            stop_listening()
+        await self.start(socket_path, mode=mode, tcp=tcp)
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await self.stop()
+
     async def start(self, socket_path: Path | None, *, mode: int = 0o660, tcp: tuple[str, int] | None = None) -> int:
         """Listen on a unix socket (replacing a stale one) and, if asked, on TCP; returns the TCP port or 0. ConfigError if that fails."""
+        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its own log goes to standard error, past ours
         import grpc
         from envoy.service.discovery.v3 import discovery_pb2
 

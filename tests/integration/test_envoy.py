@@ -417,6 +417,21 @@ async def test_an_unknown_proxy_is_told_so(town: Town) -> None:
     assert town.ads_socket.stat().st_mode & 0o777 == 0o660
 
 
+async def test_the_server_begins_with_the_first_proxy_of_the_node(town: Town, tmp_path: Path) -> None:
+    another = tmp_path / "another.sock"
+    running = asyncio.create_task(town.server.run(town.registrations, another))
+    await asyncio.sleep(0)
+    assert not another.exists()
+    town.registrations.put(Service(id="web", name="web", node="n1"))
+    await asyncio.sleep(0)
+    assert not another.exists(), "a service without a sidecar needs none"
+    town.register("web", calls=("api",))
+    await eventually(another.exists, "it listens")
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+
+
 async def test_a_deregistered_proxy_loses_its_stream_and_gets_it_back(town: Town) -> None:
     web = town.register("web", calls=("api",))
     await town.envoy(web)
