@@ -4,14 +4,14 @@ An alias of a local service looks through aliases at the checks that look at som
 critical for ever. Texts are Consul's.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from mesh_agent.agent.checks import Result
 from mesh_agent.agent.definition import CheckDefinition
 from mesh_agent.agent.local_state import LocalState
 from mesh_agent.catalog.view import View
-from mesh_agent.model import Status
+from mesh_agent.model import Status, Topic
 
 
 class Finding(NamedTuple):
@@ -100,3 +100,25 @@ def summary(findings: Iterable[Finding]) -> Result:
     if not worst.name:
         return Result(worst.status, worst.output)
     return Result(worst.status, f'Aliased check "{worst.name}" failing: {worst.output}')
+
+
+class RemoteViews:
+    """Views of other nodes that alias checks look at; `changed(topic)` is called when one of them changes."""
+
+    def __init__(self, changed: Callable[[Topic], None]) -> None:
+        self._changed = changed
+        self._followed: dict[Topic, tuple[View, Callable[[], None]]] = {}
+
+    def follow(self, topic: Topic, view: View) -> None:
+        """Listen to a View; to a topic in one View at a time."""
+        known = self._followed.get(topic)
+        if known is not None and known[0] is view:
+            return
+        if known is not None:
+            known[1]()
+        self._followed[topic] = (view, view.listen(topic, self._changed))
+
+    def keep_only(self, nodes: set[str]) -> None:
+        """Stop following nodes that no check asks for."""
+        for topic in [topic for topic in self._followed if topic.name not in nodes]:
+            self._followed.pop(topic)[1]()

@@ -80,3 +80,8 @@ class ServiceDefinition(Definition, frozen=True, kw_only=True):
     def service_id(self) -> str:
         """The id, which is the name unless it was given."""
         return self.id or self.name
+
+    @property
+    def all_checks(self) -> tuple[CheckDefinition, ...]:
+        """Its own checks and its sidecar's."""
+        return self.checks + (self.sidecar.checks if self.sidecar is not None else ())

@@ -10,6 +10,8 @@ from mesh_agent.errors import InvalidRequest
 
 T = TypeVar("T")
 
+_MAX_NAME = 255
+
 
 def decode_object(body: bytes, what: str = "request body") -> dict[str, Any]:
     """The JSON object of a body; InvalidRequest if it is none."""
@@ -57,6 +59,16 @@ def _fold(name: str) -> str:
 def text(value: Any, path: str) -> str:
     """A string."""
     return _typed(value, str, path, "a string")
+
+
+def name(value: Any, path: str) -> str:
+    """A name or an id: one line of a reasonable length."""
+    found = text(value, path)
+    if len(found) > _MAX_NAME:
+        raise InvalidRequest(f"{path}: {len(found)} characters are too long; at most {_MAX_NAME}")
+    if not found.isprintable():
+        raise InvalidRequest(f"{path}: {found!r} has characters that cannot be printed")
+    return found
 
 
 def flag(value: Any, path: str) -> bool:

@@ -17,9 +17,8 @@ import msgspec
 from mesh_agent.agent import durations
 from mesh_agent.agent.definition import CheckDefinition, ServiceDefinition
 from mesh_agent.agent.sidecars import ports_in_use, with_default_checks, with_proxy
-from mesh_agent.catalog import keys
 from mesh_agent.errors import InvalidRequest, NotFound
-from mesh_agent.model import SERF_HEALTH, SERVERS, Check, Node, Service, Status
+from mesh_agent.model import SERF_HEALTH, SERVERS, Check, Service, Status
 
 NODE_MAINTENANCE = "_node_maintenance"
 SERVICE_MAINTENANCE = "_service_maintenance:"
@@ -44,6 +43,7 @@ class CheckState:
     synced_output: str = ""
     """What the catalog is told: follows `output` at once when the status changes, else at leisure."""
     told_at: float = float("-inf")
+    saved_at: float = float("-inf")
     passing: int = 0
     failing: int = 0
     critical_since: float | None = None
@@ -72,7 +72,6 @@ class LocalState:
     services: dict[str, Registered] = field(default_factory=dict)
     checks: dict[str, CheckState] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
-    _encoded: dict[str, tuple[tuple[object, ...], bytes]] = field(default_factory=dict, repr=False)
 
     def copy(self) -> "LocalState":
         """A state that changes by itself."""
@@ -320,41 +319,6 @@ class LocalState:
             interval=durations.render(definition.interval_s) if definition.interval_s else "",
             timeout=durations.render(definition.timeout_s) if definition.interval_s else "",
         )
-
-    def records(self, node: Node) -> dict[str, bytes]:
-        """Everything the catalog should hold of this node, by key; checks come before the service that they guard."""
-        found = {keys.node(node.name): msgspec.json.encode(node)}
-        encoded: dict[str, tuple[tuple[object, ...], bytes]] = {}
-        for check_id, state in self.checks.items():
-            registered = self.services.get(state.definition.service_id)
-            seen = (
-                state.definition,
-                state.status,
-                state.synced_output,
-                registered and registered.definition,
-                node.name,
-            )
-            at = keys.check(node.name, check_id)
-            encoded[at] = self._known(at, seen) or (
-                seen,
-                msgspec.json.encode(self.check_model(state, node.name, output=state.synced_output)),
-            )
-        for service_id, registered in self.services.items():
-            at, told = keys.service(node.name, service_id), (registered.definition, node.name)
-            encoded[at] = self._known(at, told) or (
-                told,
-                msgspec.json.encode(service_model(registered.definition, node.name)),
-            )
-        self._encoded = encoded
-        return found | {at: value for at, (_, value) in encoded.items()}
-
-    def _known(self, at: str, seen: tuple[object, ...]) -> tuple[tuple[object, ...], bytes] | None:
-        known = self._encoded.get(at)
-        return known if known is not None and all(map(_same, known[0], seen)) else None
-
-
-def _same(one: object, other: object) -> bool:
-    return one is other or (isinstance(one, str) and one == other)
 
 
 def _without(registered: Registered, check_id: str) -> Registered:

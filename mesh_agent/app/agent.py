@@ -6,11 +6,9 @@ import contextlib
 import logging
 import random
 import signal
-import ssl
 from collections.abc import Callable, Iterator
 
 from mesh_agent import __version__
-from mesh_agent.agent.definition import CheckDefinition
 from mesh_agent.agent.probes.client import Probes
 from mesh_agent.agent.runner import LocalAgent
 from mesh_agent.app import topics
@@ -31,7 +29,6 @@ from mesh_agent.dns.server import DnsServer
 from mesh_agent.errors import MeshError, NoPathToDatacenter, NoServers, Unreachable
 from mesh_agent.gossip import Event, Member
 from mesh_agent.http.api import Api
-from mesh_agent.http.client import HttpClient
 from mesh_agent.http.deps import Deps
 from mesh_agent.http.internal import SUBSCRIBE
 from mesh_agent.http.message import Response
@@ -144,7 +141,7 @@ class Agent:
             self._start_identity_of_server()
         await self._start_pools(group)
         self._agent = LocalAgent(
-            config, self._node(), catalog, self._sync, Probes(http_call), self._paths.state, self._clock, self._rng
+            config, self._node(), catalog, self._sync, Probes(), self._paths.state, self._clock, self._rng
         )
         self._agent.restore()
         self._leafs = LeafCache(
@@ -522,30 +519,3 @@ class Agent:
         if self._server is not None:
             yield "mesh_catalog_index", {}, float(self._server.view.index)
             yield "mesh_catalog_nodes", {}, float(len(self._server.view.nodes()))
-
-
-async def http_call(definition: CheckDefinition) -> tuple[int, bytes]:
-    """The request of an HTTP check."""
-    context: ssl.SSLContext | None = None
-    base, separator, path = definition.http.partition("://")
-    if base == "https":
-        context = ssl.create_default_context()
-        if definition.tls_skip_verify:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-    host, slash, rest = path.partition("/")
-    client = HttpClient(context)
-    headers = {"User-Agent": "Consul Health Check", "Accept": "text/plain, text/*, */*"}
-    headers |= {name: ", ".join(values) for name, values in definition.header.items()}
-    try:
-        response = await client.request(
-            definition.method,
-            f"{base}{separator}{host}",
-            slash + rest or "/",
-            headers=headers,
-            body=definition.body.encode(),
-            timeout_s=definition.timeout_s,
-        )
-    finally:
-        await client.close()
-    return response.status, response.body

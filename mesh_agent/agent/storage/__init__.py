@@ -1,0 +1,1 @@
+"""What outlives a restart: registrations and results, as files."""

@@ -1,0 +1,1 @@
+"""Anti-entropy: the catalog follows what this node says of itself."""
