@@ -66,6 +66,8 @@ class AdsServer:
     async def start(self, socket_path: Path | None, *, mode: int = 0o660, tcp: tuple[str, int] | None = None) -> int:
         """Listen on a unix socket (replacing a stale one) and, if asked, on TCP; returns the TCP port or 0. ConfigError if that fails."""
         os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its own log goes to standard error, past ours
+        # Its fork handlers crash children between fork and exec when uvloop starts them (seen with grpcio 1.85): script checks would fail at random.
+        os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
         import grpc
         from envoy.service.discovery.v3 import discovery_pb2
 

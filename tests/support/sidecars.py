@@ -217,7 +217,9 @@ class Envoy:
                 if await self._configured():
                     return
             assert self.process is not None
-            assert self.process.returncode is None, f"Envoy ended: {self.output.read_text()}"
+            assert self.process.returncode is None, (
+                f"Envoy ended with {self.process.returncode}: {self.output.read_text()}"
+            )
             assert asyncio.get_running_loop().time() < deadline, f"Envoy is not ready: {self.output.read_text()}"
             await asyncio.sleep(0.02)
 
