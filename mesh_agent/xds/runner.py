@@ -298,7 +298,7 @@ class ProxyConfigs:
         while True:
             try:
                 return await ask()
-            except MeshError as error:
+            except (MeshError, OSError) as error:  # OSError: a leaf that cannot be written to disk
                 log.warning("sidecars wait for %s: %s", what, error)
             await asyncio.sleep(pause_s)
             pause_s = min(_LAST_RETRY_S, pause_s * 2)
