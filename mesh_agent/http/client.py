@@ -4,6 +4,7 @@ Every failure to get an answer is `Unreachable` with the reason. An idle connect
 """
 
 import asyncio
+import os
 import ssl
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -231,7 +232,7 @@ class HttpClient:
         except TimeoutError:
             raise Unreachable(f"{target} did not accept a connection within {self._connect_timeout_s:g} s") from None
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-            raise Unreachable(f"{target}: {getattr(error, 'strerror', None) or error}") from error
+            raise Unreachable(f"{target}: {_reason(error)}") from error
         self._check(exchange)
         return exchange
 
@@ -249,6 +250,13 @@ class HttpClient:
         except Unreachable:
             exchange.close()
             raise
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """asyncio, uvloop and name resolution each have words and numbers of their own for it."""
+    if isinstance(error, OSError) and error.errno and error.errno > 0 and not isinstance(error, ssl.SSLError):
+        return os.strerror(error.errno)
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _encode(method: str, target: str, path: str, headers: Mapping[str, str], body: bytes) -> bytes:

@@ -1,7 +1,7 @@
 """HTTP/1.1 on asyncio and httptools: keep-alive, pipelining, limits, optional client certificates, upgrade to frames.
 
 A handler that returns a Response is answered without a task; one that returns an awaitable gets a task, which ends when the client goes away.
-Requests of one connection are answered in order, one at a time.
+Requests of one connection are answered in order, one at a time; a client that asks faster than it reads its answers is not read from until it has.
 """
 
 import asyncio
@@ -15,81 +15,18 @@ from typing import Any, cast
 
 import httptools
 
-from mesh_agent.errors import MeshError, RemoteProtocolError, Unreachable
-from mesh_agent.http.frames import FrameDecoder, encode_frame
+from mesh_agent.errors import MeshError
 from mesh_agent.http.message import Answer, Handler, Peer, Request, Response, Upgrade, parse_target
+from mesh_agent.http.stream.runner import FrameStream
+
+__all__ = ["FrameStream", "HttpServer"]
 
 log = logging.getLogger(__name__)
 
 _MAX_HEADER_BYTES = 64 * 1024
 _MAX_PIPELINED = 64
 _IDLE_S = 120.0
-_MAX_WAITING_FRAMES = 256
-
-
-class FrameStream:
-    """Frames over one transport, for server and client: backpressure both ways, None at the end."""
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._decoder = FrameDecoder()
-        self._frames: deque[bytes] = deque()
-        self._arrived = asyncio.Event()
-        self._writable = asyncio.Event()
-        self._writable.set()
-        self._ended = False
-        self._paused = False
-
-    async def send(self, payload: bytes) -> None:
-        """Send one frame; Unreachable when the peer is gone."""
-        await self._writable.wait()
-        if self._ended or self._transport.is_closing():
-            raise Unreachable("the stream is closed")
-        self._transport.write(encode_frame(payload))
-
-    async def receive(self) -> bytes | None:
-        """The next frame, or None at the end."""
-        while not self._frames:
-            if self._ended:
-                return None
-            self._arrived.clear()
-            await self._arrived.wait()
-        frame = self._frames.popleft()
-        if self._paused and len(self._frames) < _MAX_WAITING_FRAMES // 2:
-            self._paused = False
-            self._transport.resume_reading()
-        return frame
-
-    def close(self) -> None:
-        """End the stream."""
-        self._transport.close()
-        self.ended()
-
-    def feed(self, chunk: bytes) -> None:
-        """Bytes that arrived (called by the protocol)."""
-        try:
-            self._frames += self._decoder.feed(chunk)
-        except RemoteProtocolError as error:
-            log.warning("a stream ends: %s", error)
-            self.close()
-        if len(self._frames) > _MAX_WAITING_FRAMES and not self._paused and not self._ended:
-            self._paused = True
-            self._transport.pause_reading()
-        self._arrived.set()
-
-    def ended(self) -> None:
-        """The connection is lost (called by the protocol)."""
-        self._ended = True
-        self._arrived.set()
-        self._writable.set()
-
-    def pause_writing(self) -> None:
-        """The peer is slow."""
-        self._writable.clear()
-
-    def resume_writing(self) -> None:
-        """The peer caught up."""
-        self._writable.set()
+_LINGER_S = 1.0
 
 
 class _Connection(asyncio.Protocol):
@@ -105,9 +42,15 @@ class _Connection(asyncio.Protocol):
         self._waiting: deque[tuple[Request, bool]] = deque()
         self._idle: asyncio.TimerHandle | None = None
         self._closing = False
+        self._refused = False
+        self._unread = False
+        self._paused = False
+        self._head_ended = False
+        self._head_bytes = 0
         self._begin()
 
     def _begin(self) -> None:
+        self._in_head = True
         self._url = b""
         self._headers: dict[str, str] = {}
         self._body: list[bytes] = []
@@ -140,29 +83,52 @@ class _Connection(asyncio.Protocol):
         if self._stream is not None:
             self._stream.feed(data)
             return
+        while data and not self._refused:
+            rest = self._parse(data)
+            if self._stream is not None and rest:
+                self._stream.feed(rest)
+                return
+            data = rest  # an upgrade that nobody here speaks (h2c) was asked for: HTTP/1.1 goes on
+
+    def _parse(self, data: bytes) -> bytes:
+        """Feed the parser; returns what comes after a request for an upgrade."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            rest = data[upgrade.args[0] :]
-            if self._stream is not None and rest:
-                self._stream.feed(rest)
+            return data[upgrade.args[0] :]
         except httptools.HttpParserError as error:
             reason = error.__context__  # the parser wraps what its callbacks raise
             if isinstance(reason, _TooLarge):
-                self._refuse(413, str(reason))
+                self._refuse(reason.status, str(reason))
             else:
                 self._refuse(400, f"Bad request: {error}")
+        else:
+            self._watch_head(len(data))
+        return b""
+
+    def _watch_head(self, size: int) -> None:
+        """The parser shows a header when it is whole: one without an end would only grow in there."""
+        if self._head_ended or not self._in_head:
+            self._head_ended, self._head_bytes = False, 0
+            return
+        self._head_bytes += size
+        if self._head_bytes > _MAX_HEADER_BYTES:
+            self._refuse(431, "Request headers too large")
 
     def eof_received(self) -> bool:
         return False
 
     def pause_writing(self) -> None:
+        self._unread = True
         if self._stream is not None:
             self._stream.pause_writing()
 
     def resume_writing(self) -> None:
+        self._unread = False
         if self._stream is not None:
             self._stream.resume_writing()
+        else:
+            self._go_on()
 
     # httptools callbacks
 
@@ -170,22 +136,27 @@ class _Connection(asyncio.Protocol):
         self._begin()
 
     def on_url(self, url: bytes) -> None:
+        self._count_head(len(url))
         self._url += url
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._header_bytes += len(name) + len(value)
+    def _count_head(self, size: int) -> None:
+        self._header_bytes += size
         if self._header_bytes > _MAX_HEADER_BYTES:
-            raise _TooLarge("Request headers too large")
+            raise _TooLarge(431, "Request headers too large")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count_head(len(name) + len(value))
         self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
+        self._in_head, self._head_ended = False, True
         if self._headers.get("expect", "").lower() == "100-continue" and self._transport is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
         self._size += len(body)
         if self._size > self._server.max_body_bytes:
-            raise _TooLarge(f"Request body too large, max size: {self._server.max_body_bytes} bytes")
+            raise _TooLarge(413, f"Request body too large, max size: {self._server.max_body_bytes} bytes")
         self._body.append(body)
 
     def on_message_complete(self) -> None:
@@ -200,12 +171,13 @@ class _Connection(asyncio.Protocol):
             target=self._url.decode("latin-1"),
         )
         keep = bool(self._parser.should_keep_alive())
-        if self._task is not None or self._waiting:
-            if len(self._waiting) >= _MAX_PIPELINED:
-                raise _TooLarge("Too many pipelined requests")
-            self._waiting.append((request, keep))
-        else:
+        if self._task is None and not self._waiting and not self._unread:
             self._serve(request, keep)
+            return
+        self._waiting.append((request, keep))
+        if len(self._waiting) >= _MAX_PIPELINED and not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
 
     # serving
 
@@ -233,15 +205,23 @@ class _Connection(asyncio.Protocol):
             self._upgrade(answer)
             return
         self._write(request, answer, keep)
-        while self._waiting and self._task is None:
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Answer what waits, as far as the client reads."""
+        while self._waiting and self._task is None and not self._unread and self._stream is None:
             self._serve(*self._waiting.popleft())
+        if self._paused and self._transport is not None and len(self._waiting) < _MAX_PIPELINED:
+            self._paused = False
+            self._transport.resume_reading()
 
     def _broken(self, request: Request) -> Response:
         log.exception("request failed", extra={"method": request.method, "path": request.path})
         return Response.text(500, "Internal error; the agent's log says more")
 
     def _write(self, request: Request, response: Response, keep: bool) -> None:
-        if self._transport is None or self._transport.is_closing():
+        if self._transport is None or self._refused or self._transport.is_closing():
+            self._waiting.clear()
             return
         close = not keep or self._closing
         self._transport.write(response.encode(close=close, head=request.method == "HEAD"))
@@ -251,14 +231,16 @@ class _Connection(asyncio.Protocol):
             self._watch_idle()
 
     def _upgrade(self, upgrade: Upgrade) -> None:
-        if self._transport is None or self._transport.is_closing():
+        if self._transport is None or self._refused or self._transport.is_closing():
             return
         if self._idle is not None:
             self._idle.cancel()
+        self._waiting.clear()
         self._transport.write(
             f"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {upgrade.protocol}\r\n\r\n".encode()
         )
         self._stream = FrameStream(self._transport)
+        self._go_on()
         self._task = asyncio.get_running_loop().create_task(self._run_stream(upgrade, self._stream))
 
     async def _run_stream(self, upgrade: Upgrade, stream: FrameStream) -> None:
@@ -274,17 +256,29 @@ class _Connection(asyncio.Protocol):
             stream.close()
 
     def _refuse(self, status: int, text: str) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(Response.text(status, text).encode(close=True))
-            self._transport.close()
+        if self._transport is None or self._refused or self._transport.is_closing():
+            return
+        self._refused = True
+        self._waiting.clear()
+        self._transport.write(Response.text(status, text).encode(close=True))
+        # Closing while the client still sends would reset the connection, and it would never read why.
+        if self._transport.can_write_eof():  # TLS cannot
+            self._transport.write_eof()
+        if self._idle is not None:
+            self._idle.cancel()
+        self._idle = asyncio.get_running_loop().call_later(_LINGER_S, self._transport.abort)
 
     def _watch_idle(self) -> None:
         if self._idle is not None:
             self._idle.cancel()
-        self._idle = asyncio.get_running_loop().call_later(_IDLE_S, self._close_if_idle)
+        self._idle = asyncio.get_running_loop().call_later(self._server.idle_s, self._close_if_idle)
 
     def _close_if_idle(self) -> None:
-        if self._task is None and self._transport is not None:
+        if self._transport is None:
+            return
+        if self._unread:  # it does not read what it asked for: waiting for that could take for ever
+            self._transport.abort()
+        elif self._task is None:
             self._transport.close()
 
     def shut(self, *, now: bool) -> None:
@@ -304,13 +298,19 @@ class _Connection(asyncio.Protocol):
 class _TooLarge(Exception):
     """A limit was passed; raised inside parser callbacks, which httptools passes through."""
 
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
 
 class HttpServer:
     """Listens on TCP or unix sockets and hands requests to one handler."""
 
-    def __init__(self, handler: Handler, *, max_body_bytes: int = 512 * 1024) -> None:
+    def __init__(self, handler: Handler, *, max_body_bytes: int = 512 * 1024, idle_s: float = _IDLE_S) -> None:
+        """`idle_s`: how long a connection may be silent between two requests, or within one."""
         self.handler = handler
         self.max_body_bytes = max_body_bytes
+        self.idle_s = idle_s
         self.connections: set[_Connection] = set()
         self.drained = asyncio.Event()
         self.drained.set()

@@ -1,0 +1,1 @@
+"""Streams of frames on upgraded connections."""
