@@ -17,6 +17,8 @@ from mesh_agent.model import Topic
 _DEFAULT_WAIT_S = 300.0
 _MAX_WAIT_S = 600.0
 _MAX_CACHED = 4096
+_MAX_CACHED_BYTES = 8 * 1024 * 1024
+_LARGEST_INDEX_DIGITS = 20
 
 Render = Callable[[View], Any]
 
@@ -27,16 +29,17 @@ class Reads:
     def __init__(self, deps: Deps) -> None:
         self._deps = deps
         self._cache: dict[str, tuple[View, int, bool, Response]] = {}
+        self._cached_bytes = 0
 
     def cached(self, target: str, topic: Topic) -> Response | None:
-        """The answer that was given to the same target, if the topic has not changed since."""
+        """The answer that was given to the same target (without index and wait), if the topic has not changed since."""
         known = self._cache.get(target)
         if known is None:
             return None
         view, index, leader, response = known
         catalog = self._deps.catalog
         if catalog.view(topic) is not view or view.topic_index(topic) != index or catalog.known_leader() is not leader:
-            del self._cache[target]
+            self._forget(target)
             return None
         return response
 
@@ -84,13 +87,27 @@ class Reads:
             cancel()
 
     def _answer(self, request: Request, topic: Topic, view: View, render: Render) -> Response:
+        # A thousand waiters that one change wakes ask the same thing: it is rendered once.
+        target = _without_waiting(request.target) if "index" in request.query else request.target
+        known = self.cached(target, topic)
+        if known is not None:
+            return known
         index = view.topic_index(topic)
         response = Response.json(render(view), headers=self.headers(index))
-        if "index" not in request.query and request.target:
-            if len(self._cache) >= _MAX_CACHED:
-                self._cache.clear()
-            self._cache[request.target] = (view, index, self._deps.catalog.known_leader(), response)
+        if target:
+            self._remember(target, (view, index, self._deps.catalog.known_leader(), response))
         return response
+
+    def _remember(self, target: str, answer: tuple[View, int, bool, Response]) -> None:
+        size = len(answer[-1].body)
+        if len(self._cache) >= _MAX_CACHED or self._cached_bytes + size > _MAX_CACHED_BYTES:
+            self._cache.clear()
+            self._cached_bytes = 0
+        self._cache[target] = answer
+        self._cached_bytes += size
+
+    def _forget(self, target: str) -> None:
+        self._cached_bytes -= len(self._cache.pop(target)[-1].body)
 
     def headers(self, index: int) -> list[tuple[str, str]]:
         """Consul's headers of a read."""
@@ -103,10 +120,16 @@ class Reads:
         ]
 
 
+def _without_waiting(target: str) -> str:
+    path, _, query = target.partition("?")
+    kept = "&".join(part for part in query.split("&") if not part.startswith(("index=", "wait=")))
+    return f"{path}?{kept}" if kept else path
+
+
 def parse_index(request: Request) -> int:
     """`?index=`, 0 if absent; InvalidRequest if it is not a number."""
     text = request.first("index", "0") or "0"
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit() and len(text) <= _LARGEST_INDEX_DIGITS):
         raise InvalidRequest("Invalid index")
     return int(text)
 

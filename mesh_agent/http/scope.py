@@ -7,7 +7,7 @@ from mesh_agent.http.message import Request, Response
 
 FORWARDED = "x-mesh-forwarded"
 """How often a request was forwarded: once to a server of the own datacenter, once more to another datacenter, never further."""
-_MAX_HOPS = 2
+_HOPS = ("0", "1")
 _PASSED_ON = ("content-type", "x-consul-", "allow")
 _READ_S = 10.0
 _REMOTE_READ_S = 1.8
@@ -35,7 +35,7 @@ class Scope:
     async def forward(self, request: Request, datacenter: str) -> Response:
         """Let a server of `datacenter` answer the same request."""
         hops = request.headers.get(FORWARDED, "0")
-        if not hops.isdigit() or int(hops) >= _MAX_HOPS:
+        if hops not in _HOPS:
             raise InvalidRequest(f"the request was forwarded {hops} times already; is {FORWARDED} set by hand?")
         if datacenter == self._deps.own and int(hops) and self._deps.writer is None:
             raise NoServers("a request was forwarded to an agent that is not a server")

@@ -27,6 +27,7 @@ _MAX_HEADER_BYTES = 64 * 1024
 _MAX_PIPELINED = 64
 _IDLE_S = 120.0
 _LINGER_S = 1.0
+_COPY_BYTES = 8 * 1024
 
 
 class _Connection(asyncio.Protocol):
@@ -224,7 +225,10 @@ class _Connection(asyncio.Protocol):
             self._waiting.clear()
             return
         close = not keep or self._closing
-        self._transport.write(response.encode(close=close, head=request.method == "HEAD"))
+        without_body = request.method == "HEAD" or len(response.body) > _COPY_BYTES
+        self._transport.write(response.encode(close=close, head=without_body))
+        if without_body and request.method != "HEAD":
+            self._transport.write(response.body)  # not copied: a thousand waiters may get the same
         if close:
             self._transport.close()
         else:
