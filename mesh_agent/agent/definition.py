@@ -4,6 +4,19 @@ import msgspec
 
 from mesh_agent.model import Proxy, ServiceAddress, Status, Weights
 
+_KINDS = (
+    ("ttl", "ttl_s"),
+    ("http", "http"),
+    ("tcp", "tcp"),
+    ("alias", "alias_service"),
+    ("alias", "alias_node"),
+    ("udp", "udp"),
+    ("grpc", "grpc"),
+    ("script", "args"),
+    ("systemd", "systemd_unit"),
+    ("maintenance", "maintenance"),
+)
+
 
 class Definition(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Common settings: immutable, defaults omitted on disk."""
@@ -44,18 +57,7 @@ class CheckDefinition(Definition, frozen=True, kw_only=True):
     @property
     def kind(self) -> str:
         """ttl, http, tcp, udp, grpc, script, systemd, alias or maintenance; '' if nothing is set."""
-        kinds = {
-            "ttl": self.ttl_s,
-            "http": self.http,
-            "tcp": self.tcp,
-            "udp": self.udp,
-            "grpc": self.grpc,
-            "script": self.args,
-            "systemd": self.systemd_unit,
-            "alias": self.alias_node or self.alias_service,
-            "maintenance": self.maintenance,
-        }
-        return next((kind for kind, value in kinds.items() if value), "")
+        return next((kind for kind, field in _KINDS if getattr(self, field)), "")
 
 
 class ServiceDefinition(Definition, frozen=True, kw_only=True):

@@ -2,12 +2,13 @@
 
 import msgspec
 
+from mesh_agent.agent.definition import Definition
 from mesh_agent.agent.local_state import LocalState, service_model
 from mesh_agent.catalog import keys
 from mesh_agent.model import Node
 
-Inputs = tuple[object, ...]
-"""What a record was made from."""
+Inputs = tuple[Definition, Definition | None, str, str]
+"""What a record was made from: a check's definition, its service's, its status and the output that is told; or a service's definition."""
 
 
 class Records:
@@ -15,37 +16,44 @@ class Records:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._known: dict[str, tuple[Inputs, bytes]] = {}
+        self._checks: dict[str, tuple[Inputs, str, bytes]] = {}
+        self._services: dict[str, tuple[Inputs, str, bytes]] = {}
 
     def of(self, state: LocalState) -> dict[str, bytes]:
         """Every record by key; checks come before the service that they guard."""
-        name = self._node.name
-        fresh: dict[str, tuple[Inputs, bytes]] = {}
+        found = {keys.node(self._node.name): msgspec.json.encode(self._node)}
+        for known in (self._encode_checks(state), self._encode_services(state)):
+            for _, key, value in known.values():
+                found[key] = value
+        return found
+
+    def _encode_checks(self, state: LocalState) -> dict[str, tuple[Inputs, str, bytes]]:
+        name, before, fresh = self._node.name, self._checks, {}
         for check_id, check in state.checks.items():
             registered = state.services.get(check.definition.service_id)
             service = None if registered is None else registered.definition
-            made_from: Inputs = (check.definition, service, check.status, check.synced_output)
-            at = keys.check(name, check_id)
-            fresh[at] = self._unchanged(at, made_from) or (
-                made_from,
-                msgspec.json.encode(state.check_model(check, name, output=check.synced_output)),
-            )
+            made_from = (check.definition, service, check.status, check.synced_output)
+            known = before.get(check_id)
+            if known is None or not _same(known[0], made_from):
+                model = state.check_model(check, name, output=check.synced_output)
+                known = (made_from, keys.check(name, check_id), msgspec.json.encode(model))
+            fresh[check_id] = known
+        self._checks = fresh
+        return fresh
+
+    def _encode_services(self, state: LocalState) -> dict[str, tuple[Inputs, str, bytes]]:
+        name, before, fresh = self._node.name, self._services, {}
         for service_id, registered in state.services.items():
-            at, made_from = keys.service(name, service_id), (registered.definition,)
-            fresh[at] = self._unchanged(at, made_from) or (
-                made_from,
-                msgspec.json.encode(service_model(registered.definition, name)),
-            )
-        self._known = fresh
-        return {keys.node(name): msgspec.json.encode(self._node), **{at: value for at, (_, value) in fresh.items()}}
-
-    def _unchanged(self, at: str, made_from: Inputs) -> tuple[Inputs, bytes] | None:
-        known = self._known.get(at)
-        if known is None or len(known[0]) != len(made_from):
-            return None
-        return known if all(map(_same, known[0], made_from)) else None
+            made_from = (registered.definition, None, "", "")
+            known = before.get(service_id)
+            if known is None or not _same(known[0], made_from):
+                model = service_model(registered.definition, name)
+                known = (made_from, keys.service(name, service_id), msgspec.json.encode(model))
+            fresh[service_id] = known
+        self._services = fresh
+        return fresh
 
 
-def _same(one: object, other: object) -> bool:
+def _same(known: Inputs, made_from: Inputs) -> bool:
     """Definitions are replaced, never changed: the same object is enough, and comparing them is not worth it."""
-    return one is other or (isinstance(one, str) and one == other)
+    return known[0] is made_from[0] and known[1] is made_from[1] and known[2:] == made_from[2:]

@@ -1,5 +1,6 @@
 """Keys of the store: the one place that knows how they are spelled. Names are percent-encoded, so any name is safe in a key."""
 
+from functools import lru_cache
 from urllib.parse import quote, unquote
 
 NODES = "nodes/"
@@ -12,6 +13,7 @@ CA = "ca/"
 """The CA's own state, private key included: never in a View, never on a stream."""
 
 
+@lru_cache(maxsize=16384)
 def _part(name: str) -> str:
     return quote(name, safe="")
 

@@ -30,7 +30,7 @@ from mesh_agent.gossip.effects import (
 from mesh_agent.gossip.keyring import OVERHEAD, Keyring, decode_key
 from mesh_agent.gossip.member import Member, MemberStatus
 from mesh_agent.gossip.serf import Serf, Stage
-from mesh_agent.gossip.wire import Codec, PushPull, StreamMessage
+from mesh_agent.gossip.wire import Codec, StreamMessage
 from mesh_agent.telemetry import Metrics
 
 log = logging.getLogger(__name__)
@@ -225,17 +225,16 @@ class Pool:
         return list(dict.fromkeys(targets)), errors
 
     async def _join(self, target: Address) -> str | None:
-        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
 
-        def answered(answer: StreamMessage | None, now: float) -> None:
+        def answered(error: str | None, now: float) -> None:
             if not done.done():
-                done.set_result(isinstance(answer, PushPull))
+                done.set_result(error)
 
-        self._machine.swim.exchange(target, join=True, then=answered)
+        self._machine.join(target, answered)
         self._perform()
-        if await done:
-            return None
-        return f"{target[0]}:{target[1]}: no answer (not running, another encryption key, or not reachable)"
+        error = await done
+        return None if error is None else f"{target[0]}:{target[1]}: {error}"
 
     # events and queries
 

@@ -17,6 +17,7 @@ from mesh_agent.gossip.broadcasts import Broadcasts
 from mesh_agent.gossip.config import GossipConfig
 from mesh_agent.gossip.coordinate import Vivaldi, decode_payload, encode_payload
 from mesh_agent.gossip.effects import (
+    Address,
     Departed,
     Effect,
     MemberFailed,
@@ -88,6 +89,7 @@ class Serf:
         self._rng = rng
         self._known: dict[str, _Known] = {}
         self._intents: dict[str, _Intent] = {}
+        self._joining = 0
         self._queue = Broadcasts(config.retransmit_mult)
         self.swim = Swim(config, name, address, port, self, rng, meta=_meta(tags), overhead=overhead)
         self.messenger = Messenger(config, self.swim, lambda: self._tags, keyring, rng, self._conflict)
@@ -119,6 +121,19 @@ class Serf:
     def local(self) -> Member:
         """This node."""
         return self._known[self.swim.name].member
+
+    def join(self, to: Address, then: Callable[[str | None, float], None] = lambda error, now: None) -> None:
+        """Push/pull with a contact; `then(error, now)`. Events that were fired before are no news to a node that joins."""
+        self._joining += 1
+
+        def answered(error: str | None, now: float) -> None:
+            self._joining -= 1
+            if error is None and self.stage is Stage.ALIVE:
+                # Only now the clock is that of the pool, and outbids what was said of us in an earlier life.
+                self._broadcast_intent(wire.Join(self.clock.increment(), self.swim.name))
+            then(error, now)
+
+        self.swim.exchange(to, join=True, then=answered)
 
     def set_tags(self, tags: dict[str, str], now: float) -> None:
         """Tell everybody new tags; InvalidRequest if they are too long."""
@@ -222,7 +237,7 @@ class Serf:
         )
         return wire.encode(state)
 
-    def merge_state(self, state: bytes, *, join: bool, now: float) -> None:
+    def merge_state(self, state: bytes, now: float) -> None:
         """Of a push/pull: those who left first, so that their intents are not outbid by the times of the rest."""
         remote = wire.decode(state)
         if not isinstance(remote, wire.SerfState):
@@ -234,6 +249,8 @@ class Serf:
         ):
             if time > 0:
                 clock.witness(time - 1)
+        if self._joining:
+            self.messenger.ignore_events_before(remote.event_lamport)
         for name in remote.left:
             self._on_leave(wire.Leave(remote.status_lamports.get(name, 0), name), now)
         for name in sorted(remote.status_lamports.keys() - set(remote.left)):

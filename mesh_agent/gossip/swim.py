@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
+from mesh_agent.errors import RemoteProtocolError
 from mesh_agent.gossip import wire
 from mesh_agent.gossip.awareness import Awareness
 from mesh_agent.gossip.broadcasts import Broadcasts
@@ -84,7 +85,7 @@ class Delegate(Protocol):
         """State for a push/pull."""
         ...
 
-    def merge_state(self, state: bytes, *, join: bool, now: float) -> None:
+    def merge_state(self, state: bytes, now: float) -> None:
         """The other side's state."""
 
     def ack_payload(self) -> bytes:
@@ -251,15 +252,22 @@ class Swim:
         return len(self.nodes)
 
     def exchange(
-        self, to: Address, *, join: bool, then: Callable[[wire.StreamMessage | None, float], None] | None = None
+        self, to: Address, *, join: bool, then: Callable[[str | None, float], None] = lambda error, now: None
     ) -> None:
-        """Push/pull with one address; `then(answer, now)` is called after merging."""
+        """Push/pull with one address; `then(error, now)` is called after merging, in any case; no error is None."""
 
         def answered(answer: wire.StreamMessage | None, now: float) -> None:
-            if isinstance(answer, wire.PushPull):
-                self.merge(answer, now)
-            if then is not None:
-                then(answer, now)
+            error: str | None = "no answer (not running, another encryption key, or not reachable)"
+            try:
+                if isinstance(answer, wire.PushPull):
+                    error = self.merge(answer, now)
+                elif isinstance(answer, wire.Error):
+                    error = f"it could not read our request: {answer.text}"
+            except RemoteProtocolError as broken:
+                error = str(broken)
+                raise
+            finally:
+                then(error, now)
 
         self._open(to, wire.encode_push_pull(self.local_state(join=join)), answered, self.config.stream_timeout_s)
 
@@ -307,12 +315,12 @@ class Swim:
         )
         return wire.PushPull(entries, self._delegate.local_state(join=join), join)
 
-    def merge(self, remote: wire.PushPull, now: float) -> None:
-        """Take over another node's state, all of it or (when a version or a member is not acceptable) nothing."""
+    def merge(self, remote: wire.PushPull, now: float) -> str | None:
+        """Take over another node's state, all of it or (when a version or a member is not acceptable: the reason is returned) nothing."""
         reason = self._unacceptable(remote)
         if reason is not None:
             self._out.append(Noticed(f"push/pull refused: {reason}"))
-            return
+            return reason
         for entry in remote.entries:
             if entry.state == State.ALIVE:
                 alive = wire.Alive(entry.incarnation, entry.node, entry.address, entry.port, entry.meta, entry.versions)
@@ -322,7 +330,8 @@ class Swim:
             else:  # a death learnt at second hand is a suspicion: the node may refute it
                 self._suspect(wire.Suspect(entry.incarnation, entry.node, self.name), now)
         if remote.user_state:
-            self._delegate.merge_state(remote.user_state, join=remote.join, now=now)
+            self._delegate.merge_state(remote.user_state, now)
+        return None
 
     def _unacceptable(self, remote: wire.PushPull) -> str | None:
         sets = [node.versions for node in self.nodes.values() if node.state is State.ALIVE]
