@@ -174,7 +174,8 @@ class Agent:
         if config.ports.http >= 0:
             await self._http.start(config.client_addr, config.ports.http)
         if config.ports.dns >= 0:
-            await self._dns.start(config.client_addr, config.ports.dns)
+            for address in dict.fromkeys((config.client_addr, *config.dns_addrs)):
+                await self._dns.start(address, config.ports.dns)
         if self._server is not None:
             await self._start_https()
 

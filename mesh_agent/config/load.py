@@ -140,9 +140,26 @@ def _checked(config: AgentConfig, origin: str) -> AgentConfig:
             raise ConfigError(
                 f"{origin}: {key} is {value!r}; it must not be empty and must not hold spaces, slashes or quotes"
             )
+    _check_kubernetes(config, origin)
     if config.datacenter != config.datacenter.lower():
         raise ConfigError(f"{origin}: datacenter is {config.datacenter!r}; use lower case letters, digits, - and _")
     return config
+
+
+def _check_kubernetes(config: AgentConfig, origin: str) -> None:
+    settings = config.kubernetes
+    if not settings.api:
+        return
+    if not settings.api.startswith(("https://", "http://")):
+        raise ConfigError(f"{origin}: kubernetes.api is {settings.api!r}; give a URL such as https://10.0.0.1:6443")
+    for key in ("ca_file", "token_file"):
+        if settings.api.startswith("https://") and not getattr(settings, key):
+            raise ConfigError(f"{origin}: kubernetes.{key} is missing; without it nothing of the cluster can be read")
+    for account in settings.controllers:
+        if account.count("/") != 1 or not all(account.split("/")):
+            raise ConfigError(
+                f"{origin}: kubernetes.controllers: {account!r} is no service account; write namespace/name"
+            )
 
 
 def _key_length(text: str) -> int:

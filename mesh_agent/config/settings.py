@@ -13,6 +13,7 @@ class Ports(Section, frozen=True, kw_only=True):
     """Listening ports (Consul's numbers); -1: do not listen. On a client agent `server` and `serf_wan` are not used.
 
     `grpc` (xDS; Consul's is 8502) is off: whoever reaches it reads the private keys of this node's services. Sidecars use the socket in `runtime_dir`.
+    `grpc_tls` (xDS for pods) and `kubernetes` (HTTPS for pods and controllers) are open only when `[kubernetes].api` is set.
     """
 
     http: int = 8500
@@ -22,6 +23,8 @@ class Ports(Section, frozen=True, kw_only=True):
     server: int = 8300
     serf_lan: int = 8301
     serf_wan: int = 8302
+    grpc_tls: int = 8503
+    kubernetes: int = 8504
     sidecar_min: int = 21000
     sidecar_max: int = 21255
 
@@ -62,6 +65,22 @@ class TlsConfig(Section, frozen=True, kw_only=True):
     verify_incoming: bool = True
 
 
+class KubernetesConfig(Section, frozen=True, kw_only=True):
+    """The Kubernetes cluster whose node this is. `api` (a URL) switches everything on; without it nothing of Kubernetes runs."""
+
+    api: str = ""
+    ca_file: str = ""
+    """PEM roots of the API server."""
+    token_file: str = ""
+    """Token of the service account `mesh-agent`; read again when it changes."""
+    controllers: tuple[str, ...] = ("mesh-system/mesh-controller", "mesh-system/mesh-injector")
+    """Service accounts (`namespace/name`) that may use the whole HTTP API through `ports.kubernetes`."""
+    cluster: str = ""
+    """Name of the cluster, in the meta of its instances; default: the datacenter."""
+    namespaces: tuple[str, ...] = ()
+    """Only pods of these namespaces take part; empty: all."""
+
+
 class TelemetryConfig(Section, frozen=True, kw_only=True):
     """Logs and metrics."""
 
@@ -84,6 +103,8 @@ class AgentConfig(Section, frozen=True, kw_only=True):
     advertise_addr: str = ""
     advertise_addr_wan: str = ""
     client_addr: str = "127.0.0.1"
+    dns_addrs: tuple[str, ...] = ()
+    """DNS listens on these addresses too, besides `client_addr`: for a cluster's CoreDNS, which forwards to its node's agent."""
     domain: str = "mesh"
     alt_domain: str = "consul"
     trust_domain: str = "mesh.internal"
@@ -106,6 +127,7 @@ class AgentConfig(Section, frozen=True, kw_only=True):
     checks: ChecksConfig = ChecksConfig()
     ca: CaConfig = CaConfig()
     tls: TlsConfig = TlsConfig()
+    kubernetes: KubernetesConfig = KubernetesConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
 
     @property
