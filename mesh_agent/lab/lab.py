@@ -60,6 +60,18 @@ class Lab:
         shutil.rmtree(self.directory, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.directory.parent.rmdir()
+        left = self.leftovers()
+        if left:
+            raise LabError("still there after the lab was taken down: " + ", ".join(left))
+
+    def leftovers(self) -> list[str]:
+        """What of this lab is on the machine: processes, mounts, network namespaces, cgroups, files."""
+        found = [f"process {pid}" for pid in _processes((f"--machine={self.name}-", str(self.directory)))]
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+        found += [f"mount {line.split()[4]}" for line in mounts if line.split()[4].startswith(f"{self.directory}/")]
+        found += [f"network namespace {path.name}" for path in Path("/run/netns").glob(f"{self.name}-*")]
+        found += [f"cgroup {path}" for path in Path("/sys/fs/cgroup").glob(f"**/{self.name}-*")]
+        return [*found, str(self.directory)] if self.directory.exists() else found
 
     def status(self) -> list[dict[str, Any]]:
         """State of each host: `running`, `off` (crashed or powered off) or `absent`."""
@@ -402,6 +414,17 @@ class Lab:
             if time.monotonic() > until:
                 raise LabError(otherwise)
             time.sleep(_POLL_S)
+
+
+def _processes(words: tuple[str, ...]) -> list[int]:
+    """Processes other than this one and its parents that have one of `words` in their command line."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            line = (entry / "cmdline").read_bytes().decode("utf-8", "replace")
+            if any(word in line for word in words) and line.startswith(("systemd-nspawn", "/bin/sh", sys.executable)):
+                found.append(int(entry.name))
+    return found
 
 
 def _is_mounted(path: Path) -> bool:
