@@ -180,10 +180,25 @@ class Root(Model, frozen=True, kw_only=True):
     not_after: float = 0.0
 
 
+class ConfigEntry(Model, frozen=True, kw_only=True):
+    """Settings of one service or of all, one per kind and name; federated. `settings` are spelled as in Consul's API.
+
+    A `service-intentions` entry holds its meta alone: its sources are the intentions of that destination.
+    """
+
+    kind: str
+    name: str
+    settings: dict[str, Any] = {}
+    meta: dict[str, str] = {}
+
+
+FederatedValue = Intention | Root | ConfigEntry
+
+
 class Federated(Model, frozen=True, kw_only=True):
     """Envelope of an object that every datacenter stores: newest timestamp wins, `value` None is a tombstone.
 
-    `value` is an `Intention` or `Root` as plain JSON; `stamp` is (wall ms, counter, origin datacenter), see `hlc`.
+    `value` is an `Intention`, `Root` or `ConfigEntry` as plain JSON; `stamp` is (wall ms, counter, origin datacenter), see `hlc`.
     `conflict` keeps a concurrent value that lost.
     """
 
@@ -205,7 +220,7 @@ class Topic(NamedTuple):
     """A set of records that is read, watched and subscribed to as one.
 
     kinds: `service` (instances of a name), `connect` (the mesh endpoints of a name), `node` (a node with all that is on it),
-    `federated` (intentions, roots: everything that all datacenters share; name empty), `all` (a whole datacenter).
+    `federated` (intentions, config entries, roots: everything that all datacenters share; name empty), `all` (a whole datacenter).
     """
 
     datacenter: str

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from mesh_agent.agent.runner import LocalAgent
 from mesh_agent.app.federation import Federation
@@ -23,7 +23,7 @@ from mesh_agent.hlc import HybridClock
 from mesh_agent.http.internal import Internal, InternalDeps
 from mesh_agent.http.message import FrameStreamLike, Handler
 from mesh_agent.http.server import HttpServer
-from mesh_agent.model import Intention, Root, Topic
+from mesh_agent.model import FederatedValue, Root, Topic
 from mesh_agent.store import Store
 from mesh_agent.store.memory import MemoryStore
 from mesh_agent.store.sqlite import SqliteStore
@@ -150,13 +150,20 @@ class Server:
         await self._applied(revision)
         return revision
 
-    async def put_federated(self, key: str, value: Intention | Root | None) -> None:
+    async def put_federated(self, key: str, value: FederatedValue | None) -> None:
         """Write an object that all datacenters share, or its tombstone."""
-        wall = self._clock.wall()
-        envelope = (
-            federation.tombstone(self._hybrid, wall) if value is None else federation.put(value, self._hybrid, wall)
-        )
-        await self.commit({key: envelope}, [])
+        await self.change_federated({key: value})
+
+    async def change_federated(
+        self, values: Mapping[str, FederatedValue | None], expect: Mapping[str, int] | None = None
+    ) -> None:
+        """Write several such objects in one commit; StoreConflict if a record is not at the revision that `expect` says (0: absent)."""
+        wall, hybrid = self._clock.wall(), self._hybrid
+        puts = {
+            key: federation.tombstone(hybrid, wall) if value is None else federation.put(value, hybrid, wall)
+            for key, value in values.items()
+        }
+        await self._applied(await self._store.commit(puts=puts, expect=expect))
 
     async def sync(self, node: str, puts: dict[str, bytes], deletes: list[str]) -> None:
         """Anti-entropy of the server's own node."""

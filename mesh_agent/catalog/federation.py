@@ -1,14 +1,15 @@
 """Federated objects: which of two versions wins. Pure.
 
-Every datacenter stores every intention and root in an envelope with a hybrid logical timestamp. The newest timestamp wins everywhere, so merging is
-commutative, associative and idempotent, and every exchange order converges to the same state. A deletion is an envelope without a value (a tombstone).
-When a concurrent change is overwritten, the envelope that wins keeps the other value as `conflict`, for people to see; the next change clears it.
+Every datacenter stores every intention, config entry and root in an envelope with a hybrid logical timestamp. The newest timestamp wins everywhere,
+so merging is commutative, associative and idempotent, and every exchange order converges to the same state. A deletion is an envelope without a value
+(a tombstone). When a concurrent change is overwritten, the envelope that wins keeps the other value as `conflict`, for people to see; the next change
+clears it.
 """
 
 import msgspec
 
 from mesh_agent.hlc import HybridClock, Timestamp
-from mesh_agent.model import Federated, Intention, Record, Root
+from mesh_agent.model import Federated, FederatedValue, Record
 
 _ENVELOPE = msgspec.json.Decoder(Federated)
 _SORTED = msgspec.json.Encoder(order="sorted")
@@ -43,7 +44,7 @@ def _concurrent(ours: Federated, theirs: Federated) -> bool:
     return ours.stamp[2] != theirs.stamp[2] and abs(theirs.stamp[0] - ours.stamp[0]) < CONCURRENT_MS
 
 
-def put(value: Intention | Root, clock: HybridClock, wall: float) -> bytes:
+def put(value: FederatedValue, clock: HybridClock, wall: float) -> bytes:
     """The envelope of a local change; `wall` is seconds since the epoch."""
     return msgspec.json.encode(Federated(stamp=clock.tick(wall), value=msgspec.to_builtins(value)))
 

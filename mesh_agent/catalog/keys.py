@@ -9,6 +9,7 @@ CHECKS = "checks/"
 FEDERATED = "federated/"
 INTENTIONS = "federated/intentions/"
 ROOTS = "federated/roots/"
+CONFIG = "federated/config/"
 CA = "ca/"
 """The CA's own state, private key included: never in a View, never on a stream."""
 
@@ -35,7 +36,17 @@ def check(node_name: str, check_id: str) -> str:
 
 def intention(source: str, destination: str) -> str:
     """Key of an intention."""
-    return f"{INTENTIONS}{_part(destination)}/{_part(source)}"
+    return f"{intentions_of(destination)}{_part(source)}"
+
+
+def intentions_of(destination: str) -> str:
+    """Prefix of the keys of a destination's intentions."""
+    return f"{INTENTIONS}{_part(destination)}/"
+
+
+def config_entry(kind: str, name: str) -> str:
+    """Key of a config entry."""
+    return f"{CONFIG}{_part(kind)}/{_part(name)}"
 
 
 def root(datacenter: str, fingerprint: str) -> str:

@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from mesh_agent.catalog import keys
-from mesh_agent.model import Check, Federated, Instance, Intention, Node, Record, Root, Service, Topic
+from mesh_agent.model import Check, ConfigEntry, Federated, Instance, Intention, Node, Record, Root, Service, Topic
 
 T = TypeVar("T")
 Listener = Callable[[Topic], None]
@@ -39,6 +39,8 @@ class View:
         self._by_topic: dict[Topic, dict[tuple[str, str], Service]] = {}
         self._intentions: dict[str, Intention] = {}
         self._roots: dict[str, Root] = {}
+        self._entries: dict[str, ConfigEntry] = {}
+        self._federated: dict[str, Record] = {}
         self._touched_at: dict[Topic, int] = {}
         self._listeners: dict[Topic, list[Listener]] = {}
         self._cache: dict[Topic, tuple[Instance, ...]] = {}
@@ -104,12 +106,14 @@ class View:
         if not record.key.startswith(keys.FEDERATED):
             return set()
         envelope = _FEDERATED.decode(record.value)
-        self._intentions.pop(record.key, None)
-        self._roots.pop(record.key, None)
+        self._forget_federated(record.key)
+        self._federated[record.key] = record
         if envelope.value is not None and record.key.startswith(keys.INTENTIONS):
             self._intentions[record.key] = msgspec.convert(envelope.value, Intention)
         elif envelope.value is not None and record.key.startswith(keys.ROOTS):
             self._roots[record.key] = msgspec.convert(envelope.value, Root)
+        elif envelope.value is not None and record.key.startswith(keys.CONFIG):
+            self._entries[record.key] = msgspec.convert(envelope.value, ConfigEntry)
         return {self._topic("federated", "")}
 
     def _drop(self, key: str) -> set[Topic]:
@@ -129,9 +133,12 @@ class View:
             touched = self._topics_of_check(check)
             _remove(self._checks, check.node, check.id)
             return touched
-        self._intentions.pop(key, None)
-        self._roots.pop(key, None)
+        self._forget_federated(key)
         return {self._topic("federated", "")} if key.startswith(keys.FEDERATED) else set()
+
+    def _forget_federated(self, key: str) -> None:
+        for table in (self._federated, self._intentions, self._roots, self._entries):
+            table.pop(key, None)
 
     def _learn_service(self, service: Service) -> set[Topic]:
         self._services.setdefault(service.node, {})[service.id] = service
@@ -272,6 +279,18 @@ class View:
         """The root stored at `key`; None if there is none or it was removed."""
         return self._roots.get(key)
 
+    def config_entry(self, kind: str, name: str) -> ConfigEntry | None:
+        """The stored entry of that kind and name."""
+        return self._entries.get(keys.config_entry(kind, name))
+
+    def config_entries(self, kind: str) -> list[ConfigEntry]:
+        """Every stored entry of a kind, by name."""
+        return sorted((each for each in self._entries.values() if each.kind == kind), key=lambda each: each.name)
+
+    def federated(self, prefix: str) -> dict[str, Record]:
+        """The federated records below a prefix, tombstones included."""
+        return {key: record for key, record in self._federated.items() if key.startswith(prefix)}
+
     def record(self, key: str) -> Record | None:
         """The stored record behind `key`, as last applied."""
         return self._records.get(key)
@@ -282,7 +301,7 @@ class View:
         if topic.kind == "all":
             return dict(self._records)
         if topic.kind == "federated":
-            return {key: record for key, record in self._records.items() if key.startswith(keys.FEDERATED)}
+            return dict(self._federated)
         if topic.kind == "node":
             node = self.node(topic.name)
             names = [] if node is None else [node.name]

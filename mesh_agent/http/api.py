@@ -5,6 +5,7 @@ from collections.abc import Awaitable
 from mesh_agent.http.agent_routes import AgentRoutes
 from mesh_agent.http.blocking import Reads
 from mesh_agent.http.catalog_routes import CatalogRoutes
+from mesh_agent.http.config_routes import ConfigRoutes
 from mesh_agent.http.connect_routes import ConnectRoutes
 from mesh_agent.http.deps import Deps
 from mesh_agent.http.message import Answer, Request, Response
@@ -22,6 +23,7 @@ class Api:
         AgentRoutes(deps, reads).add(self._routes)
         CatalogRoutes(deps, reads, scope).add(self._routes)
         ConnectRoutes(deps, reads, scope).add(self._routes)
+        ConfigRoutes(deps, reads, scope).add(self._routes)
 
     def handle(self, request: Request) -> Answer | Awaitable[Answer]:
         """Answer one request."""

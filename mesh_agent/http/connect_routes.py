@@ -6,7 +6,7 @@ from typing import Any
 from mesh_agent.agent import fields as f
 from mesh_agent.agent.fields import Fields
 from mesh_agent.ca.spiffe_id import SpiffeId, service_of
-from mesh_agent.catalog import keys
+from mesh_agent.catalog import config_entries, keys
 from mesh_agent.catalog.intentions import decide, matching, ordered
 from mesh_agent.catalog.view import View
 from mesh_agent.errors import InvalidRequest, NotFound
@@ -182,7 +182,7 @@ class ConnectRoutes:
             return await self._scope.forward(request, self._deps.own)
         view = await self._deps.catalog.ensure(self._federated)
         if _known(view, source, destination) is not None:
-            await self._deps.writer.put_federated(keys.intention(source, destination), None)
+            await self._deps.writer.change_federated(config_entries.without_intention(view, source, destination))
         return Response.json(True)
 
     async def _write(self, intention: Intention) -> None:

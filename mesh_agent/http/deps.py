@@ -1,6 +1,6 @@
 """What the HTTP API needs of the rest, as narrow protocols; `app` hands them in."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -63,6 +63,10 @@ class Writer(Protocol):
 
     async def put_federated(self, key: str, value: Any) -> None:
         """Write an object that all datacenters share; None deletes it."""
+        ...
+
+    async def change_federated(self, values: Mapping[str, Any], expect: Mapping[str, int] | None = None) -> None:
+        """Write several such objects at once; StoreConflict if a record is not at the expected revision (0: absent)."""
         ...
 
 

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from mesh_agent.ca.runner import Leaf
+from mesh_agent.catalog import config_entries
 from mesh_agent.catalog.reader import CatalogReader
 from mesh_agent.catalog.view import View
 from mesh_agent.errors import LocalProtocolError, MeshError, NotFound
@@ -88,7 +89,7 @@ class FollowedProxy:
         }
         inputs = Inputs(
             mesh=self._mesh,
-            proxy=self.service,
+            proxy=config_entries.resolved(self.service, self.federated),
             certificate_pem=self.leaf.certificate_pem,
             key_pem=self.leaf.key_pem,
             roots=roots,
