@@ -31,9 +31,15 @@ def _lab(inventory: Path, name: str) -> Lab:
 
 
 @app.command()
-def up(inventory: Inventory = _INVENTORY, name: Name = "lab") -> None:
-    """Boot every host; what runs already is left alone."""
-    _lab(inventory, name).up()
+def up(
+    hosts: Annotated[
+        list[str] | None, typer.Argument(help="Only these; default: all but those that wait to be named.")
+    ] = None,
+    inventory: Inventory = _INVENTORY,
+    name: Name = "lab",
+) -> None:
+    """Boot hosts; what runs already is left alone."""
+    _lab(inventory, name).up(hosts or ())
 
 
 @app.command()

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
@@ -36,14 +36,15 @@ class Lab:
 
     # life
 
-    def up(self) -> None:
-        """Build what is missing and boot what is not running."""
+    def up(self, names: Sequence[str] = ()) -> None:
+        """Build what is missing and boot what is not running: the hosts that are named, or all but those with `mesh_lab_boot: false`."""
         check()
+        wanted = [self.spec.host(name) for name in names] or [host for host in self.spec.hosts if host.boot]
         base = image.ensure(self._say)
         self.directory.mkdir(parents=True, exist_ok=True)
         self._network_up()
         with ThreadPoolExecutor(max_workers=4) as pool:
-            for host, seconds in pool.map(lambda each: self._host_up(each, base), self.spec.hosts):
+            for host, seconds in pool.map(lambda each: self._host_up(each, base), wanted):
                 self._say(
                     f"{host.name}  {host.datacenter}  {host.address}  "
                     + (f"booted in {seconds:.1f} s" if seconds else "is running")
@@ -296,6 +297,9 @@ class Lab:
             self._start_relay()
         for link in self.spec.links:
             self._route(link)
+        for host in self.spec.hosts:
+            for network in host.routes:
+                ip("route", "replace", network, "via", host.address, netns=self._router(host.datacenter))
 
     def _router_up(self, datacenter: str) -> None:
         router = self._router(datacenter)
@@ -356,8 +360,9 @@ class Lab:
 
     def _route(self, link: Link) -> None:
         one, two = link.addresses
-        ip("route", "replace", self.spec.network(link.two), "via", two, netns=self._router(link.one))
-        ip("route", "replace", self.spec.network(link.one), "via", one, netns=self._router(link.two))
+        for here, there, via in ((link.one, link.two, two), (link.two, link.one, one)):
+            for network in self.spec.networks(there):
+                ip("route", "replace", network, "via", via, netns=self._router(here))
 
     def _network_down(self) -> None:
         relay = self._relay()

@@ -1,4 +1,8 @@
-"""What a lab consists of, read from an ordinary Ansible inventory: hosts in groups `dc_<name>`, each with a `mesh_lab_address`."""
+"""What a lab consists of, read from an ordinary Ansible inventory: hosts in groups `dc_<name>`, each with a `mesh_lab_address`.
+
+Further variables of a host: `mesh_lab_routes`, networks behind it (of its pods), which the routers of all datacenters send to it;
+`mesh_lab_boot: false`, a host that `mesh lab up` leaves alone until it is named.
+"""
 
 import ipaddress
 from dataclasses import dataclass
@@ -19,6 +23,8 @@ class Host:
     datacenter: str
     address: str
     number: int
+    routes: tuple[str, ...] = ()
+    boot: bool = True
 
     @property
     def gateway(self) -> str:
@@ -70,6 +76,11 @@ class Spec:
         """The /24 of a datacenter."""
         address = next(host.address for host in self.hosts if host.datacenter == datacenter)
         return str(ipaddress.ip_interface(f"{address}/24").network)
+
+    def networks(self, datacenter: str) -> list[str]:
+        """What other datacenters reach through this one: its /24 and the networks behind its hosts."""
+        behind = [route for host in self.hosts if host.datacenter == datacenter for route in host.routes]
+        return [self.network(datacenter), *behind]
 
     def host(self, name: str) -> Host:
         """One host; ConfigError for an unknown one."""
@@ -133,4 +144,8 @@ def _host(path: Path, name: str, facts: dict[str, Any], number: int) -> Host:
         ipaddress.IPv4Address(address)
     except ValueError as error:
         raise ConfigError(f"{path}: host {name!r}: mesh_lab_address {error}") from error
-    return Host(name, datacenter, address, number)
+    try:
+        routes = tuple(str(ipaddress.IPv4Network(route)) for route in facts.get("mesh_lab_routes") or ())
+    except ValueError as error:
+        raise ConfigError(f"{path}: host {name!r}: mesh_lab_routes {error}") from error
+    return Host(name, datacenter, address, number, routes, bool(facts.get("mesh_lab_boot", True)))
