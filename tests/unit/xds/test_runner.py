@@ -7,9 +7,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from mesh_agent.catalog import keys
 from mesh_agent.errors import NotFound, Unreachable
-from mesh_agent.model import Action, Node, Service, Upstream
-from mesh_agent.xds.naming import CLUSTER, ENDPOINTS, LISTENER, SECRET
+from mesh_agent.model import Action, ConfigEntry, Federated, Node, Service, Upstream
+from mesh_agent.xds.naming import CLUSTER, ENDPOINTS, EXTENSION, INTENTIONS, LISTENER, SECRET
 from mesh_agent.xds.runner import FollowedProxy, ProxyConfigs
 from tests.support.sidecars import DC, Town, eventually
 from tests.support.xds import opened, proxy
@@ -88,6 +89,20 @@ async def test_a_change_that_means_nothing_to_a_proxy_does_not_wake_it(town: Tow
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert web.woken == 1
+
+
+async def test_a_config_entry_changes_the_protocol_of_a_running_proxy(town: Town) -> None:
+    web = await Follower(town.configs, "web-sidecar-proxy").ready()
+    assert web.followed.snapshot is not None
+    assert not web.followed.snapshot.table(EXTENSION).resources
+    defaults = ConfigEntry(kind="service-defaults", name="web", settings={"Protocol": "http"})
+    envelope = Federated(stamp=(1, 0, DC), value=msgspec.to_builtins(defaults))
+    town.federated({keys.config_entry(defaults.kind, defaults.name): envelope})
+    await eventually(lambda: web.woken == 2, "the proxy is told")
+    assert set(web.followed.snapshot.table(EXTENSION).resources) == {INTENTIONS}
+    town.federated({}, (keys.config_entry(defaults.kind, defaults.name),))
+    await eventually(lambda: web.woken == 3, "the proxy is told again")
+    assert not web.followed.snapshot.table(EXTENSION).resources
 
 
 async def test_endpoints_of_a_datacenter_that_is_cut_off_stay(town: Town) -> None:
