@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from mesh_agent.cli import agent, catalog, config_entries, connect, injector, lab, members, sidecar, tools
+from mesh_agent.cli import agent, artifacts, catalog, config_entries, connect, injector, lab, members, sidecar, tools
 from mesh_agent.cli.output import complain
 from mesh_agent.errors import ConfigError, InvalidRequest, MeshError
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 for module in (agent, members, catalog, config_entries, connect, injector, tools):
     module.register(app)
 app.add_typer(sidecar.app, name="sidecar", help="Run Envoy beside a service.")
+app.add_typer(artifacts.app, name="artifacts", help="Programs and images of Kubernetes and of the mesh.")
 app.add_typer(lab.app, name="lab", help="A lab of real systemd hosts in several datacenters on this machine.")
 
 

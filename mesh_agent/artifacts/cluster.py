@@ -1,0 +1,119 @@
+"""The images of a cluster, under the tags that its kubeadm asks for, assembled from our own static programs: one docker-archive."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from mesh_agent.artifacts import layout, userland
+from mesh_agent.artifacts.build import Wanted
+from mesh_agent.artifacts.image import Entry, Image, Layer, open_layer, write_archive, write_layer
+from mesh_agent.artifacts.runner import Progress, lock, output
+from mesh_agent.errors import ConfigError
+
+CONTROL_PLANE = ("kube-apiserver", "kube-controller-manager", "kube-scheduler")
+PACKET_FILTERS = ("usr/sbin/nft", "usr/sbin/conntrack")  # what kube-proxy calls in nftables mode
+_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_FORMAT = "1"
+
+
+def by_name(listed: str) -> dict[str, str]:
+    """Component to image, from the output of `kubeadm config images list`."""
+    return {image.rpartition(":")[0].rpartition("/")[2]: image for image in listed.split()}
+
+
+def tags(kubeadm: Path, version: str) -> dict[str, str]:
+    """The images that this kubeadm wants for a version."""
+    return by_name(output([kubeadm, "config", "images", "list", "--kubernetes-version", f"v{version}"]))
+
+
+def cached_layer(root: Path, key: str, entries: Iterable[Entry]) -> Layer:
+    """The layer of this key, written if it is not in the cache; `entries` must be a generator that costs nothing until it is used."""
+    path = root / ".cache/layers" / f"{key}.tar"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return open_layer(path) if path.is_file() else write_layer(path, entries)
+
+
+def program_layer(root: Path, folder: Path) -> Layer:
+    """The programs of an artifact in /usr/local/bin, with the links beside them."""
+    chosen = [path for path in sorted(folder.iterdir()) if path.is_symlink() or os.access(path, os.X_OK)]
+    entries = (
+        Entry(f"usr/local/bin/{path.name}", link=os.readlink(path))
+        if path.is_symlink()
+        else Entry(f"usr/local/bin/{path.name}", path)
+        for path in chosen
+        if not path.is_dir()
+    )
+    key = layout.fingerprint(
+        [_FORMAT, folder.name, (folder / layout.SUMS).read_bytes(), *(path.name for path in chosen)]
+    )
+    return cached_layer(root, f"{folder.name}-{key}", entries)
+
+
+def _config(version: str, **more: object) -> dict[str, object]:
+    return {"Env": [_PATH], "WorkingDir": "/", "Labels": {"org.opencontainers.image.version": version}, **more}
+
+
+def images(root: Path, parts: dict[str, Wanted], wanted: dict[str, str], tree: Path) -> list[Image]:
+    """The images of a cluster; `parts` are the artifacts that their programs come from."""
+    layers = {name: program_layer(root, root / part.name) for name, part in parts.items()}
+    nft = list(userland.with_libraries(tree, PACKET_FILTERS))
+    key = layout.fingerprint(
+        [
+            _FORMAT,
+            *(f"{entry}" for entry in nft),
+            *(entry.content.read_bytes() for entry in nft if isinstance(entry.content, Path)),
+        ]
+    )
+    filters = cached_layer(root, f"nft-{key}", nft)
+    made = {
+        name: Image(wanted[name], [layers["kubernetes"]], _config(parts["kubernetes"].version))
+        for name in CONTROL_PLANE
+    }
+    made["kube-proxy"] = Image(
+        wanted["kube-proxy"], [filters, layers["kubernetes"]], _config(parts["kubernetes"].version)
+    )
+    made["etcd"] = Image(wanted["etcd"], [layers["etcd"]], _config(parts["etcd"].version))
+    for name in ("coredns", "pause"):
+        entrypoint = [f"/usr/local/bin/{name}"]
+        made[name] = Image(wanted[name], [layers[name]], _config(parts[name].version, Entrypoint=entrypoint))
+    unknown = sorted(set(wanted) - set(made))
+    if unknown:
+        raise ConfigError(f"this kubeadm wants images that are not made here: {', '.join(unknown)}")
+    return [made[name] for name in sorted(made)]
+
+
+def build(root: Path, parts: dict[str, Wanted], arch: str, progress: Progress) -> bool:
+    """Write images.tar and IMAGES of a Kubernetes version unless they are there and of these parts; says whether they had to be written."""
+    kubernetes = parts["kubernetes"]
+    folder = root / kubernetes.name
+    with lock(
+        root,
+        f"{kubernetes.name}-images",
+        lambda: progress.line(f"{kubernetes.name}: another process makes the images; waiting"),
+    ):
+        key = layout.fingerprint(
+            [
+                _FORMAT,
+                arch,
+                *(part.name for part in parts.values()),
+                *(layout.origin(root / part.name) for part in parts.values()),
+            ]
+        )
+        stamp = folder / ".images"
+        if (folder / layout.IMAGES).is_file() and stamp.is_file() and stamp.read_text(encoding="ascii") == key:
+            progress.line(f"{kubernetes.name}/{layout.IMAGES}: there already")
+            return False
+        with progress.step(f"{kubernetes.name}/{layout.IMAGES}: assembling"):
+            wanted = tags(folder / "kubeadm", kubernetes.version)
+            made = images(root, parts, wanted, userland.tree(progress.line))
+            add_archive(folder, made, arch)
+            layout.write_text(stamp, key)
+    return True
+
+
+def add_archive(folder: Path, made: list[Image], arch: str) -> None:
+    """Put images into an artifact's directory, with the list of their tags, and seal it again."""
+    digest = write_archive(folder / layout.IMAGES, made, arch)
+    layout.write_text(folder / layout.TAGS, "".join(f"{image.tag}\n" for image in made))
+    known = layout.sums_of(folder)
+    layout.seal(folder, {**{name: known[name] for name in known if name != layout.TAGS}, layout.IMAGES: digest})

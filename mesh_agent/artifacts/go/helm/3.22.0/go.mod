@@ -1,0 +1,7 @@
+module mesh.openmesh.io/artifacts/helm
+
+go 1.26.0
+
+tool helm.sh/helm/v3/cmd/helm
+
+require helm.sh/helm/v3 v3.22.0
