@@ -17,6 +17,7 @@ from mesh_agent.errors import InvalidRequest
 from mesh_agent.model import Proxy, ServiceAddress, Status, Upstream, Weights
 
 _KINDS = ("", "connect-proxy")
+_EVERYWHERE = ("0.0.0.0", "::", "[::]")  # noqa: S104 (refused, not bound)
 _SERVER_ONLY = ("CreateIndex", "ModifyIndex", "Namespace", "Partition", "Token", "EnterpriseMeta", "Locality")
 _MAX_META = 64
 _MAX_META_KEY, _MAX_META_VALUE = 128, 512
@@ -36,13 +37,17 @@ def service(value: Any, path: str = "") -> ServiceDefinition:
         raise InvalidRequest(f"{path}: Missing service name" if path else "Missing service name")
     if found.kind == "connect-proxy" and (found.proxy is None or not found.proxy.destination_service):
         raise InvalidRequest("Proxy.DestinationServiceName must be non-empty for a service of kind connect-proxy")
+    if found.kind == "connect-proxy" and not found.port:
+        raise InvalidRequest("Port must be set for a service of kind connect-proxy")
     return found
 
 
 def _service(fields: Fields, name: str) -> ServiceDefinition:
     at = f"{fields.path}." if fields.path else ""
     service_id = fields.take("ID", f.name, "")
-    checks: list[Any] = [*fields.take("Checks", f.items, []), *fields.take("Check", lambda one, _: [one], [])]
+    # Some clients send an empty object where they have no check.
+    one: list[Any] = fields.take("Check", lambda found, _: [] if found == {} else [found], [])
+    checks = [*fields.take("Checks", f.items, []), *one]
     connect = fields.take("Connect", lambda value, at: Fields(value, at), None)
     native, sidecar = False, None
     if connect is not None:
@@ -57,7 +62,7 @@ def _service(fields: Fields, name: str) -> ServiceDefinition:
         name=name,
         id=service_id,
         tags=fields.take("Tags", f.texts, ()),
-        address=fields.take("Address", f.text, ""),
+        address=fields.take("Address", _address, ""),
         port=fields.take("Port", f.port, 0),
         meta=fields.take("Meta", _meta, {}),
         kind=kind,
@@ -69,6 +74,15 @@ def _service(fields: Fields, name: str) -> ServiceDefinition:
         checks=tuple(check(each, f"{at}Checks[{number}]", nested=True) for number, each in enumerate(checks)),
         sidecar=sidecar,
     )
+
+
+def _address(value: Any, path: str) -> str:
+    found = f.name(value, path)
+    if found in _EVERYWHERE:
+        raise InvalidRequest(
+            f"{path}: Invalid service address: {found} is where a service listens, not where others reach it; leave it out for the node's address"
+        )
+    return found
 
 
 def _sidecar(value: Any, path: str, parent: str, parent_id: str) -> ServiceDefinition:

@@ -220,7 +220,11 @@ class Pool:
                 host, port = split_address(address, self._port or self.local.port)
                 found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
                 targets += [(str(each[4][0]), int(each[4][1])) for each in found]
-            except (OSError, InvalidRequest) as error:
+            except (
+                OSError,
+                UnicodeError,
+                InvalidRequest,
+            ) as error:  # UnicodeError: a name with an empty or an endless label
                 errors.append(f"{address}: {error}")
         return list(dict.fromkeys(targets)), errors
 

@@ -75,6 +75,8 @@ class AgentRoutes:
                     "ConnectEnabled": True,
                     "TrustDomain": config.trust_domain,
                     "DevMode": config.dev,
+                    "DNSPort": config.ports.dns,
+                    "GRPCPort": config.ports.grpc,
                 },
                 "Coord": None,
                 "Member": render.member(self._deps.lan.local),
@@ -174,16 +176,20 @@ class AgentRoutes:
     def health_by_id(self, request: Request, service_id: str) -> Answer:
         """Worst status of a service: 200 passing, 429 warning, 503 critical, 404 unknown."""
         found = self._deps.agent.service(service_id)
-        return self._health([] if found is None else [service_id], request, one=True)
+        return self._health([] if found is None else [service_id], request, f"ServiceId {service_id}", one=True)
 
     def health_by_name(self, request: Request, name: str) -> Answer:
         """The same of every instance of a name on this node."""
-        return self._health([each.id for each in self._deps.agent.services() if each.name == name], request, one=False)
+        ids = [each.id for each in self._deps.agent.services() if each.name == name]
+        return self._health(ids, request, f"ServiceName {name}", one=False)
 
-    def _health(self, ids: list[str], request: Request, *, one: bool) -> Answer:
+    def _health(self, ids: list[str], request: Request, what: str, *, one: bool) -> Answer:
         if not ids:
+            reason = f"{what} not found"
+            if request.first("format") == "text":
+                return _because(Response.text(404, reason), reason)
             empty: Any = {"AggregatedStatus": "critical", "Service": None, "Checks": None}
-            return Response.json(empty if one else [], 404)
+            return _because(Response.json(empty if one else [], 404), reason)
         shown, worst = [], Status.PASSING
         for service_id in ids:
             status, checks = self._deps.agent.service_health(service_id)
@@ -196,9 +202,10 @@ class AgentRoutes:
                     "Checks": [render.agent_check(check) for check in checks],
                 }
             )
+        code = _HEALTH_CODE[worst]
         if request.first("format") == "text":
-            return Response.text(_HEALTH_CODE[worst], worst.value)
-        return Response.json(shown[0] if one else shown, _HEALTH_CODE[worst])
+            return _because(Response.text(code, worst.value), worst.value)
+        return _because(Response.json(shown[0] if one else shown, code), worst.value)
 
     # checks
 
@@ -283,8 +290,16 @@ class AgentRoutes:
         return [(pool, wan) for pool, wan in pools if pool.keyring]
 
 
+def _because(response: Response, reason: str) -> Response:
+    """The reason for a load balancer's log; a header is one line of visible ASCII."""
+    visible = "".join(character if " " <= character <= "~" else "?" for character in reason)
+    response.headers.append(("X-Consul-Reason", visible))
+    return response
+
+
 def _enable(request: Request) -> bool:
     text = request.first("enable")
     if text.lower() not in ("true", "false", "1", "0"):
-        raise InvalidRequest("Missing value for enable: ?enable=true or ?enable=false")
+        wrong = f'Invalid value for enable: "{text}"' if text else "Missing value for enable"
+        raise InvalidRequest(f"{wrong}; say ?enable=true or ?enable=false")
     return text.lower() in ("true", "1")

@@ -2,14 +2,15 @@
 
 from collections.abc import Awaitable
 
+from mesh_agent.errors import InvalidRequest
 from mesh_agent.http.agent_routes import AgentRoutes
 from mesh_agent.http.blocking import Reads
 from mesh_agent.http.catalog_routes import CatalogRoutes
 from mesh_agent.http.config_routes import ConfigRoutes
 from mesh_agent.http.connect_routes import ConnectRoutes
 from mesh_agent.http.deps import Deps
-from mesh_agent.http.message import Answer, Request, Response
-from mesh_agent.http.routing import Routes
+from mesh_agent.http.message import Answer, Request, Response, Upgrade, indented
+from mesh_agent.http.routing import Routes, error_response
 from mesh_agent.http.scope import Scope
 
 
@@ -27,4 +28,22 @@ class Api:
 
     def handle(self, request: Request) -> Answer | Awaitable[Answer]:
         """Answer one request."""
-        return self._routes.dispatch(request)
+        query = request.query
+        if "filter" in query and request.first("filter"):
+            return error_response(InvalidRequest(_NO_FILTERS))
+        answer = self._routes.dispatch(request)
+        return _pretty(answer) if "pretty" in query and request.flag("pretty") else answer
+
+
+_NO_FILTERS = "?filter= expressions are not supported; use ?tag=, ?node-meta= or filter the answer"
+
+
+def _pretty(answer: Answer | Awaitable[Answer]) -> Answer | Awaitable[Answer]:
+    if isinstance(answer, Response | Upgrade):
+        return indented(answer) if isinstance(answer, Response) else answer
+    return _pretty_later(answer)
+
+
+async def _pretty_later(pending: Awaitable[Answer]) -> Answer:
+    answer = await pending
+    return indented(answer) if isinstance(answer, Response) else answer

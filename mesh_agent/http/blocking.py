@@ -50,6 +50,7 @@ class Reads:
             known = self.cached(request.target, topic)
             if known is not None:
                 return known
+            _check(request)
             view = self._deps.catalog.view(topic)
             return (
                 self._read_unknown(request, topic, render)
@@ -63,6 +64,7 @@ class Reads:
         return self._answer(request, topic, view, render)
 
     async def _block(self, request: Request, topic: Topic, render: Render) -> Answer:
+        _check(request)
         seen = parse_index(request)
         wait_s = parse_wait(request)
         view = self._deps.catalog.view(topic) or await self._deps.catalog.ensure(topic)
@@ -124,6 +126,14 @@ def _without_waiting(target: str) -> str:
     path, _, query = target.partition("?")
     kept = "&".join(part for part in query.split("&") if not part.startswith(("index=", "wait=")))
     return f"{path}?{kept}" if kept else path
+
+
+def _check(request: Request) -> None:
+    """InvalidRequest if the question contradicts itself."""
+    if "wait" in request.query:
+        parse_wait(request)
+    if request.flag("stale") and request.flag("consistent"):
+        raise InvalidRequest("Cannot specify ?stale with ?consistent, conflicting semantics.")
 
 
 def parse_index(request: Request) -> int:

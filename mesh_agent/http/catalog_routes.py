@@ -1,5 +1,6 @@
 """`/v1/catalog`, `/v1/health`, `/v1/status`: what everybody knows. Pure."""
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from mesh_agent.http.routing import Routes
 from mesh_agent.http.scope import Scope
 from mesh_agent.model import Check, Instance, Node, Service, Status, Topic
 
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 Render = Callable[[View], Any]
 
 
@@ -54,7 +56,6 @@ class CatalogRoutes:
         self, request: Request, kind: str, name: str, rendered: Callable[[View, str], Any]
     ) -> Answer | Awaitable[Answer]:
         datacenter = self._scope.datacenter(request)
-        _refuse_filter(request)
         return self._reads.read(request, Topic(datacenter, kind, name), lambda view: rendered(view, datacenter))
 
     def service(self, request: Request, name: str, *, connect: bool = False) -> Answer | Awaitable[Answer]:
@@ -130,7 +131,6 @@ class CatalogRoutes:
 
     def _read_all(self, request: Request, rendered: Callable[[View, str], Any]) -> Answer | Awaitable[Answer]:
         datacenter = self._scope.datacenter(request)
-        _refuse_filter(request)
         if not self._scope.is_here(datacenter):
             return self._scope.forward(request, datacenter)
         return self._reads.read(request, Topic(datacenter, "all"), lambda view: rendered(view, datacenter))
@@ -209,29 +209,27 @@ class CatalogRoutes:
         return self._scope.forward(request, datacenter)
 
     async def _register(self, fields: Fields) -> Answer:
-        name = fields.take("Node", f.text, "")
-        address = fields.take("Address", f.text, "")
         skip_node = fields.take("SkipNodeUpdate", f.flag, False)
-        node = Node(
-            name=name,
-            id=fields.take("ID", f.text, ""),
-            address=address,
-            tagged_addresses=fields.take("TaggedAddresses", f.mapping, {}),
-            meta=fields.take("NodeMeta", f.mapping, {}),
-        )
+        node = _catalog_node(fields)
+        name = node.name
         fields.ignore("Token", "WriteRequest", "EnterpriseMeta", "Namespace", "Partition")
         service = fields.take("Service", lambda value, _: value, None)
         found: list[Any] = [*fields.take("Checks", f.items, []), *fields.take("Check", lambda one, _: [one], [])]
         fields.done()
-        if not name or not address:
-            raise InvalidRequest("Must provide node and address")
-        puts = {} if skip_node else {keys.node(name): msgspec.json.encode(node)}
-        known: Service | None = None
+        view = self._all()
+        is_known = view.node(name) is not None
+        if not name:
+            raise InvalidRequest("Must provide node")
+        if not node.address and not (skip_node and is_known):
+            raise InvalidRequest("Must provide address (without one: SkipNodeUpdate, for a node that is known)")
+        puts = {} if skip_node and is_known else {keys.node(name): msgspec.json.encode(node)}
+        services = view.services_of(name)
         if service is not None:
-            known = _catalog_service(service, name)
-            puts[keys.service(name, known.id)] = msgspec.json.encode(known)
+            entered = _catalog_service(service, name)
+            services[entered.id] = entered
+            puts[keys.service(name, entered.id)] = msgspec.json.encode(entered)
         for at, each in enumerate(found):
-            check = _catalog_check(each, f"Checks[{at}]", name, known)
+            check = _catalog_check(each, f"Checks[{at}]", name, services)
             puts[keys.check(name, check.id)] = msgspec.json.encode(check)
         await self._write(puts, [])
         return Response.json(True)
@@ -244,9 +242,7 @@ class CatalogRoutes:
         fields.done()
         if not name:
             raise InvalidRequest("Must provide node")
-        view = self._deps.catalog.view(Topic(self._deps.own, "all"))
-        if view is None:
-            raise InvalidRequest("this agent is not a server")
+        view = self._all()
         checks = view.checks_of(name)
         if check_id:
             gone = [keys.check(name, check_id)]
@@ -259,11 +255,30 @@ class CatalogRoutes:
         await self._write({}, [key for key in gone if view.record(key) is not None])
         return Response.json(True)
 
+    def _all(self) -> View:
+        view = self._deps.catalog.view(Topic(self._deps.own, "all"))
+        if view is None:
+            raise InvalidRequest("this agent is not a server")
+        return view
+
     async def _write(self, puts: dict[str, bytes], deletes: list[str]) -> None:
         if self._deps.writer is None:
             raise InvalidRequest("this agent is not a server")
         if puts or deletes:
             await self._deps.writer.commit(puts, deletes)
+
+
+def _catalog_node(fields: Fields) -> Node:
+    node_id = fields.take("ID", f.text, "")
+    if node_id and not _UUID.fullmatch(node_id):
+        raise InvalidRequest(f"ID: {node_id!r} is not a UUID; leave it out if the node has none")
+    return Node(
+        name=fields.take("Node", f.name, ""),
+        id=node_id,
+        address=fields.take("Address", f.name, ""),
+        tagged_addresses=fields.take("TaggedAddresses", f.mapping, {}),
+        meta=fields.take("NodeMeta", f.mapping, {}),
+    )
 
 
 def _catalog_service(value: Any, node: str) -> Service:  # decoded JSON
@@ -273,14 +288,16 @@ def _catalog_service(value: Any, node: str) -> Service:  # decoded JSON
     return service_model(consul_json.service(renamed, "Service"), node)
 
 
-def _catalog_check(value: Any, path: str, node: str, service: Service | None) -> Check:  # decoded JSON
+def _catalog_check(value: Any, path: str, node: str, services: dict[str, Service]) -> Check:  # decoded JSON
     fields = Fields(value, path)
     name = fields.take("Name", f.text, "")
     status = fields.take("Status", f.text, "critical")
     if status not in {each.value for each in Status}:
         raise InvalidRequest(f"{path}.Status: {status!r} is not passing, warning or critical")
     service_id = fields.take("ServiceID", f.text, "")
-    own = service is not None and service.id == service_id
+    service = services.get(service_id)
+    if service_id and service is None:
+        raise InvalidRequest(f"{path}: Missing service registration: node {node!r} has no service {service_id!r}")
     found = Check(
         id=fields.take("CheckID", f.text, "") or name,
         node=fields.take("Node", f.text, node) or node,
@@ -289,8 +306,8 @@ def _catalog_check(value: Any, path: str, node: str, service: Service | None) ->
         notes=fields.take("Notes", f.text, ""),
         output=fields.take("Output", f.text, ""),
         service_id=service_id,
-        service_name=fields.take("ServiceName", f.text, "") or (service.name if service and own else ""),
-        service_tags=service.tags if service and own else (),
+        service_name=fields.take("ServiceName", f.text, "") or (service.name if service else ""),
+        service_tags=service.tags if service else (),
         kind=fields.take("Type", f.text, ""),
     )
     fields.ignore("Definition", "ServiceTags", "Namespace", "Partition", "CreateIndex", "ModifyIndex")
@@ -305,7 +322,7 @@ def _catalog_check(value: Any, path: str, node: str, service: Service | None) ->
 def _node(view: View, datacenter: str, name: str, *, as_list: bool) -> Any:
     found = view.node(name)
     if found is None:
-        return None
+        return {"Node": None, "Services": None} if as_list else None
     services = [render.health_service(each, view) for _, each in sorted(view.services_of(found.name).items())]
     return {
         "Node": render.node(found, datacenter, view),
@@ -336,8 +353,3 @@ def _passing(request: Request) -> bool:
     if values[-1].lower() not in ("", "true", "false", "1", "0", "t", "f"):
         raise InvalidRequest("Invalid value for ?passing")
     return values[-1].lower() not in ("false", "0", "f")
-
-
-def _refuse_filter(request: Request) -> None:
-    if request.first("filter"):
-        raise InvalidRequest("?filter= expressions are not supported; use ?tag=, ?node-meta= or filter the answer")

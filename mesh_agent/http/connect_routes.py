@@ -40,6 +40,7 @@ class ConnectRoutes:
         routes.add("GET", "/v1/connect/intentions/match", self.match)
         routes.add("GET", "/v1/connect/intentions/check", self.check)
         routes.add("GET", "/v1/connect/intentions/{}", self.by_id)
+        routes.add("PUT", "/v1/connect/intentions/{}", self.put_by_id)
         routes.add("DELETE", "/v1/connect/intentions/{}", self.delete_by_id)
 
     # identities
@@ -169,6 +170,19 @@ class ConnectRoutes:
         await self._write(given.intention(self._deps.clock.wall(), _known(view, given.source, given.destination)))
         return Response.json(True)
 
+    async def put_by_id(self, request: Request, intention_id: str) -> Answer:
+        """Change an intention by its id; the id stands for its pair, which stays."""
+        if self._deps.writer is None:
+            return await self._scope.forward(request, self._deps.own)
+        source, destination = await self._pair_of(intention_id)
+        given = _Given(request)
+        if (given.source, given.destination) != (source, destination):
+            raise InvalidRequest(
+                f"this is the intention of {source} => {destination}; another pair is another intention: PUT it to /v1/connect/intentions/exact"
+            )
+        await self.put(request)
+        return Response.json({"ID": intention_id})
+
     async def delete(self, request: Request) -> Answer:
         """Forget the intention of a pair; an unknown pair is no error."""
         return await self._delete(request, *_pair(request))
@@ -196,8 +210,10 @@ class _Given:
 
     def __init__(self, request: Request) -> None:
         fields = Fields(f.decode_object(request.body))
-        self.source = fields.take("SourceName", f.text, "") or request.first("source")
-        self.destination = fields.take("DestinationName", f.text, "") or request.first("destination")
+        self.source = _named("SourceName", fields.take("SourceName", f.name, ""), request.first("source"))
+        self.destination = _named(
+            "DestinationName", fields.take("DestinationName", f.name, ""), request.first("destination")
+        )
         self._action = fields.take("Action", f.text, "")
         self._description = fields.take("Description", f.text, "")
         self._meta: dict[str, str] = fields.take("Meta", f.mapping, {})
@@ -224,6 +240,17 @@ class _Given:
             created_at=known.created_at if known else now,
             updated_at=now,
         )
+
+
+def _named(what: str, name: str, asked: str) -> str:
+    """The service that body and query agree on."""
+    asked = asked.removeprefix("default/")
+    if name and asked and name != asked:
+        raise InvalidRequest(f"{what} is {name!r} in the body and {asked!r} in the query")
+    found = name or asked
+    if "*" in found and found != "*":
+        raise InvalidRequest(f"{what}: {found!r} holds a wildcard; '*' stands for every service, alone, or not at all")
+    return found
 
 
 def _pair(request: Request) -> tuple[str, str]:

@@ -103,6 +103,13 @@ class Upgrade:
     on_stream: Callable[[FrameStreamLike], Awaitable[None]]
 
 
+def indented(response: Response) -> Response:
+    """The same answer for people: JSON with a line for each value, as Consul's `?pretty`; anything else as it is."""
+    if response.header("Content-Type") != "application/json" or not response.body:
+        return response
+    return Response(response.status, msgspec.json.format(response.body, indent=4) + b"\n", response.headers)
+
+
 Answer = Response | Upgrade
 Handler = Callable[[Request], Answer | Awaitable[Answer]]
 

@@ -1,6 +1,7 @@
 """Which handler answers a request, and what an error looks like. Pure.
 
-A route is a path of fixed parts and `{}` holes; a hole takes one part, decoded. Texts and statuses of errors are Consul's.
+A route is a path of fixed parts and `{}` holes; a hole takes one part, decoded, and one that ends its path all that is left of it: many clients send ids
+with slashes as they are. Texts and statuses of errors are Consul's.
 """
 
 from collections.abc import Awaitable, Callable
@@ -68,14 +69,18 @@ class Routes:
         if methods is not None:
             return methods, []
         tree, caught = self._holes, []
-        for part in path.split("/")[1:]:
+        parts = path.split("/")[1:]
+        for at, part in enumerate(parts):
             if part in tree and part:
                 tree = tree[part]
-            elif None in tree:
-                tree = tree[None]
-                caught.append(unquote(part))
-            else:
+            elif None not in tree:
                 return None
+            else:
+                tree = tree[None]
+                is_last = tree.keys() == {""}
+                caught.append(unquote("/".join(parts[at:]) if is_last else part))
+                if is_last:
+                    break
         methods = tree.get("")
         return None if methods is None else (methods, caught)
 
@@ -88,6 +93,8 @@ class Routes:
         route = methods.get(request.method)
         if route is None:
             return _no_such_method(request.method, methods)
+        if "" in caught:
+            return error_response(InvalidRequest(f"Missing name in {request.path}"))
         try:
             answer = route(request, *caught)
         except MeshError as error:

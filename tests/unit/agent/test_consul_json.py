@@ -105,6 +105,9 @@ _OK = {"Name": "web"}
         (_OK | {"Meta": {f"k{n}": "" for n in range(65)}}, "more than 64"),
         (_OK | {"Kind": "mesh-gateway"}, "Kind: 'mesh-gateway' is not supported"),
         (_OK | {"Kind": "connect-proxy"}, "Proxy.DestinationServiceName must be non-empty"),
+        (_OK | {"Kind": "connect-proxy", "Port": 0, "Proxy": {"DestinationServiceName": "web"}}, "Port must be set"),
+        (_OK | {"Address": "0.0.0.0"}, "Address: Invalid service address: 0.0.0.0"),
+        (_OK | {"Address": "::"}, "Address: Invalid service address: ::"),
         (_OK | {"Weights": {"Passing": 0}}, "Weights: passing must be"),
         (_OK | {"Connect": {"SidecarService": {"Prot": 1}}}, 'unknown field "Prot" in Connect.SidecarService'),
         (_OK | {"Connect": {"SidecarService": {"ID": "mine"}}}, "always 'web-sidecar-proxy'"),
@@ -254,3 +257,7 @@ def test_junk_is_either_a_definition_that_survives_the_disk_or_refused(value: di
 
 def test_definitions_are_kept_on_disk_without_their_defaults() -> None:
     assert msgspec.json.encode(CheckDefinition(id="a", ttl_s=1.0)) == b'{"id":"a","ttl_s":1.0}'
+
+
+def test_an_empty_check_is_none() -> None:
+    assert consul_json.service(_OK | {"Check": {}}).checks == ()

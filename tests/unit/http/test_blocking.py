@@ -247,3 +247,15 @@ def test_wait(query: str, wait_s: float) -> None:
 def test_a_wait_that_is_none(text: str) -> None:
     with pytest.raises(InvalidRequest, match="Invalid wait time"):
         parse_wait(Request("GET", "/", {"wait": [text]}))
+
+
+@pytest.mark.parametrize("target", ["/web?stale&consistent", "/web?wait=10", "/web?wait=soon"])
+def test_a_question_that_makes_no_sense_is_refused(setting: Setting, target: str) -> None:
+    with pytest.raises(InvalidRequest):
+        setting.ask(target)
+    assert setting.now("/web?stale").body == setting.now("/web?consistent&wait=10s").body == b"[80]"
+
+
+async def test_a_blocking_question_that_makes_no_sense_is_refused(setting: Setting) -> None:
+    with pytest.raises(InvalidRequest, match="conflicting semantics"):
+        await setting.later("/web?index=1&stale&consistent")

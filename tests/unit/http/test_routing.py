@@ -55,9 +55,13 @@ def answer(method: str, path: str, routes: Routes | None = None) -> Response:
         ("GET", "/v1/service/%C3%A9", '["GET","é"]'.encode()),
         ("GET", "/v1/service/%7B%7D", b'["GET","{}"]'),
         ("GET", "/v1/service/100%", b'["GET","100%"]'),
+        ("GET", "/v1/service/web/more", b'["GET","web/more"]'),
+        ("GET", "/v1/service//web", b'["GET","/web"]'),
+        ("PUT", "/v1/service/deregister/a/b/", b'["PUT","a/b/"]'),
+        ("GET", "/v1/pair/one/two/three", b'["GET","one","two/three"]'),
     ],
 )
-def test_a_hole_catches_one_decoded_part(method: str, path: str, body: bytes) -> None:
+def test_a_hole_catches_one_decoded_part_and_the_last_one_all_that_is_left(method: str, path: str, body: bytes) -> None:
     assert answer(method, path).body == body
 
 
@@ -71,9 +75,7 @@ def test_a_hole_catches_one_decoded_part(method: str, path: str, body: bytes) ->
         "/v1/fixed/",
         "/v1/fixed/more",
         "/v1/service",
-        "/v1/service/web/more",
         "/v1/pair/one",
-        "/v1/service//web",
         "//v1/fixed",
         "/v1/{}",
     ],
@@ -81,6 +83,12 @@ def test_a_hole_catches_one_decoded_part(method: str, path: str, body: bytes) ->
 def test_an_unknown_path_is_an_empty_404(path: str) -> None:
     found = answer("GET", path)
     assert (found.status, found.body) == (404, b"")
+
+
+@pytest.mark.parametrize("path", ["/v1/service/", "/v1/pair/one/", "/v1/pair//two"])
+def test_a_name_must_not_be_missing(path: str) -> None:
+    found = answer("GET", path)
+    assert (found.status, found.body) == (400, f"Missing name in {path}".encode())
 
 
 @pytest.mark.parametrize(
