@@ -33,6 +33,9 @@ class Lab:
         self.directory = home() / "labs" / name
         self._say = say
         self._links_file = self.directory / "links.json"
+        self._started: list[
+            subprocess.Popen[bytes]
+        ] = []  # they outlive this process; kept so that none is reported as forgotten
 
     # life
 
@@ -56,14 +59,19 @@ class Lab:
         with ThreadPoolExecutor(max_workers=8) as pool:
             list(pool.map(self._host_down, sorted(names)))
         self._network_down()
-        for group in sorted(Path("/sys/fs/cgroup").glob(f"**/{self.name}-*"), key=lambda path: -len(path.parts)):
-            _remove_cgroup(group)
+        with contextlib.suppress(LabError):  # processes that were killed take a moment to leave their groups
+            self._wait(self._cgroups_gone, _KILL_S, "")
         shutil.rmtree(self.directory, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.directory.parent.rmdir()
         left = self.leftovers()
         if left:
             raise LabError("still there after the lab was taken down: " + ", ".join(left))
+
+    def _cgroups_gone(self) -> bool:
+        for group in sorted(Path("/sys/fs/cgroup").glob(f"**/{self.name}-*"), key=lambda path: -len(path.parts)):
+            _remove_cgroup(group)
+        return not any(Path("/sys/fs/cgroup").glob(f"**/{self.name}-*"))
 
     def leftovers(self) -> list[str]:
         """What of this lab is on the machine: processes, mounts, network namespaces, cgroups, files."""
@@ -214,6 +222,7 @@ class Lab:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True
             )
+        self._started.append(process)
         (directory / "boot.pid").write_text(str(process.pid), encoding="ascii")
         enter = self.enter(host.name)
 
@@ -338,6 +347,7 @@ class Lab:
                 stderr=file,
                 start_new_session=True,
             )
+        self._started.append(process)
         (self.directory / "relay.pid").write_text(str(process.pid), encoding="ascii")
 
         def ready() -> bool:

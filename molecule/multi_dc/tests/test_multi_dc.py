@@ -150,7 +150,11 @@ def capture(mesh: Datacenters, tmp_path):  # type: ignore[no-untyped-def]
         stderr=subprocess.PIPE,
     )
     assert process.stderr is not None
-    assert b"listening" in process.stderr.readline() + process.stderr.readline()
+    said = b""
+    while b"listening" not in said:
+        line = process.stderr.readline()
+        assert line, f"tcpdump ended: {said.decode()}"
+        said += line
 
     def stop() -> bytes:
         process.terminate()
