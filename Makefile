@@ -1,7 +1,8 @@
 .DEFAULT_GOAL := help
+SHELL := /bin/bash
 .PHONY: help packages setup envoy wheelhouse up down check unit molecule test bench
 export DEBIAN_FRONTEND := noninteractive
-PACKAGES := debootstrap systemd-container iproute2 nftables apt-utils procps serf bind9-dnsutils python3-venv git dnsperf wrk
+PACKAGES := debootstrap systemd-container iproute2 nftables apt-utils procps serf bind9-dnsutils python3-venv git dnsperf wrk tcpdump
 ENVOY_VERSION := 1.40.0
 UV := $(shell command -v uv || echo .cache/uv/bin/uv)
 LAB_HOME := $(or $(MESH_LAB_HOME),/var/lib/mesh-lab)
@@ -30,7 +31,7 @@ check: setup ## formatting, linters, types, architecture
 unit: setup envoy ## tests without the lab
 	@pytest -q
 molecule: wheelhouse ## two datacenters of real hosts, everything that a sceptic would try
-	@molecule test -s multi_dc
+	@trap 'MESH_LAB_NAME=molecule mesh lab down' EXIT; molecule test -s multi_dc
 test: check unit molecule ## everything
 bench: setup ## measure DNS, HTTP, gossip and xDS, each beside a peer or a limit
 	@for each in dns http xds idle; do python -m benchmarks.$$each || exit; done

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,7 @@ from mesh_agent.lab import image
 from mesh_agent.lab.machine import LabError, cgroup_layout, check, home, ip, is_ours, netns_exists, run
 from mesh_agent.lab.spec import Host, Link, Spec
 
-_BOOT_S, _POWER_OFF_S, _KILL_S = 60.0, 8.0, 5.0
+_BOOT_S, _KILL_S = 60.0, 10.0
 _POLL_S = 0.03
 
 
@@ -33,9 +32,6 @@ class Lab:
         self.directory = home() / "labs" / name
         self._say = say
         self._links_file = self.directory / "links.json"
-        self._started: list[
-            subprocess.Popen[bytes]
-        ] = []  # they outlive this process; kept so that none is reported as forgotten
 
     # life
 
@@ -54,7 +50,7 @@ class Lab:
                 )
 
     def down(self) -> None:
-        """Power off and remove everything; also what an interrupted `up` left."""
+        """Switch off and remove everything; also what an interrupted `up` left."""
         names = {host.name for host in self.spec.hosts} | {path.name for path in self.directory.glob("hosts/*")}
         with ThreadPoolExecutor(max_workers=8) as pool:
             list(pool.map(self._host_down, sorted(names)))
@@ -218,16 +214,12 @@ class Lab:
                 f"--unit={unit}",
                 *command,
             ]
-        with (directory / "console.log").open("ab") as console:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True
-            )
-        self._started.append(process)
-        (directory / "boot.pid").write_text(str(process.pid), encoding="ascii")
+        pid = _spawn(command, directory / "console.log")
+        (directory / "boot.pid").write_text(str(pid), encoding="ascii")
         enter = self.enter(host.name)
 
         def booted() -> bool:
-            if process.poll() is not None:
+            if _has_ended(pid):
                 tail = (directory / "console.log").read_text(encoding="utf-8", errors="replace")[-800:]
                 raise LabError(f"{host.name} did not boot:\n{tail}")
             if not self._leader(host.name):
@@ -257,18 +249,19 @@ class Lab:
 
     def _host_down(self, name: str) -> None:
         directory = self._host_directory(name)
+        # Its disk is thrown away: no need to power off. Only the first process is killed; nspawn reaps it, so that its control groups are free.
         leader = self._leader(name)
         if leader:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(leader, signal.SIGRTMIN + 4)  # poweroff.target, systemd(1)
+                os.kill(leader, signal.SIGKILL)
             with contextlib.suppress(LabError):
-                self._wait(lambda: not self._supervisor(name), _POWER_OFF_S, "")
-        for pid in (self._leader(name), self._supervisor(name)):
-            if pid:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        with contextlib.suppress(LabError):
-            self._wait(lambda: not self._supervisor(name), _KILL_S, "")
+                self._wait(lambda: not self._supervisor(name), _KILL_S, "")
+        supervisor = self._supervisor(name)
+        if supervisor:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(supervisor, signal.SIGKILL)
+            with contextlib.suppress(LabError):
+                self._wait(lambda: not self._supervisor(name), _KILL_S, "")
         self._kill_recorded(directory / "boot.pid", ("boot", str(directory)))
         while _is_mounted(directory / "root"):
             run("umount", "-R", directory / "root", quiet=True) or run("umount", "-l", directory / "root", quiet=True)
@@ -339,19 +332,11 @@ class Lab:
         if not self.spec.links:
             return
         log = self.directory / "relay.log"
-        with log.open("ab") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "mesh_agent.lab.relay", str(self._links_file)],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                start_new_session=True,
-            )
-        self._started.append(process)
-        (self.directory / "relay.pid").write_text(str(process.pid), encoding="ascii")
+        pid = _spawn([sys.executable, "-m", "mesh_agent.lab.relay", str(self._links_file)], log)
+        (self.directory / "relay.pid").write_text(str(pid), encoding="ascii")
 
         def ready() -> bool:
-            if process.poll() is not None:
+            if _has_ended(pid):
                 raise LabError(f"the WAN relay ended: {log.read_text(encoding='utf-8', errors='replace')[-500:]}")
             return all(
                 link.device in ip("-o", "link", "show", "up", netns=self._router(dc), quiet=True)
@@ -429,6 +414,24 @@ class Lab:
             if time.monotonic() > until:
                 raise LabError(otherwise)
             time.sleep(_POLL_S)
+
+
+def _spawn(command: list[str], log: Path) -> int:
+    """Start a program that outlives this one, in a session of its own, with its output appended to `log`; its pid."""
+    files = [
+        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+    ]
+    return os.posix_spawnp(command[0], command, os.environ, file_actions=files, setsid=True)
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a program that this one started has ended."""
+    try:
+        return os.waitpid(pid, os.WNOHANG) != (0, 0)
+    except ChildProcessError:
+        return True
 
 
 def _processes(words: tuple[str, ...]) -> list[int]:

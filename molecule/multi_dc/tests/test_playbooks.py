@@ -11,14 +11,26 @@ import pytest
 from conftest import Datacenters, Node, measured, until
 
 PROJECT = Path(os.environ["MESH_PROJECT"])
+ENVIRONMENT = os.environ | {
+    "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
+    "ANSIBLE_NOCOLOR": "1",
+    "ANSIBLE_FORCE_COLOR": "0",
+}
 CALL = "curl -s -m 5 -o /dev/null -w '%{http_code}' http://127.0.0.1:9191/"
 
 
 def _play(playbook: str, *options: str) -> str:
+    code, out = _run(playbook, *options)
+    assert code == 0, out[-5000:]
+    return out
+
+
+def _run(playbook: str, *options: str) -> tuple[int, str]:
     line = ["ansible-playbook", "-i", "inventory/lab", f"playbooks/{playbook}.yml", *options]
-    done = subprocess.run(line, cwd=PROJECT, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    return done.stdout
+    done = subprocess.run(
+        line, cwd=PROJECT, env=ENVIRONMENT, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+    return done.returncode, done.stdout + done.stderr
 
 
 @contextmanager
@@ -78,10 +90,7 @@ def test_a_removed_node_is_gone_and_can_come_back(mesh: Datacenters) -> None:
 
 
 def test_an_unknown_system_is_refused_with_a_clear_text(mesh: Datacenters) -> None:
-    line = ["ansible-playbook", "-i", "inventory/lab", "playbooks/site.yml", "--limit", "dc1-c2", "--check"]
     facts = '{"ansible_facts": {"distribution": "Gentoo", "distribution_version": "2.15", "distribution_major_version": "2"}}'
-    done = subprocess.run(
-        [*line, "-e", facts], cwd=PROJECT, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
-    )
-    assert done.returncode != 0
-    assert "Gentoo 2.15 is not supported" in done.stdout
+    code, out = _run("site", "--limit", "dc1-c2", "--check", "-e", facts)
+    assert code != 0
+    assert "Gentoo 2.15 is not supported" in " ".join(out.split())
