@@ -26,8 +26,8 @@ class Lab:
     """One lab by name; several can live side by side. Everything of it is below `directory` and in network namespaces and cgroups called `<name>-*`."""
 
     def __init__(self, name: str, spec: Spec, say: Callable[[str], None]) -> None:
-        if not name.replace("-", "").isalnum() or len(name) > 24:
-            raise ConfigError(f"{name!r} is no name for a lab: letters, digits and dashes, at most 24")
+        if not (name.isascii() and name.isalnum()) or len(name) > 24:
+            raise ConfigError(f"{name!r} is no name for a lab: letters and digits, at most 24")
         self.name, self.spec = name, spec
         self.directory = home() / "labs" / name
         self._say = say
