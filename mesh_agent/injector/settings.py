@@ -31,6 +31,7 @@ class InjectorSettings:
     token_ttl_s: int = 600
     """The init container exchanges the token once; 600 s is the shortest life that Kubernetes gives."""
     concurrency: int = 1
+    """Worker threads of Envoy; 0: one for each core."""
     log_level: str = "warning"
     init_resources: Resources = field(default_factory=_init_resources)
     sidecar_resources: Resources = field(default_factory=_sidecar_resources)
