@@ -1,0 +1,70 @@
+"""The trust bundle in every namespace that takes part in the mesh: what its pods believe before they have talked to anybody. Pure.
+
+The name of the ConfigMap belongs to the mesh: whatever it holds is made to be the mesh's roots. It goes away with the namespace's label, but only if
+controllers made it.
+"""
+
+from collections.abc import Iterable
+
+from mesh_agent.controllers.objects import (
+    MANAGED_BY,
+    MANAGER,
+    Create,
+    Json,
+    Replace,
+    Step,
+    changed,
+    deletion,
+    is_leaving,
+    is_ours,
+    labels_of,
+    name_of,
+    namespace_of,
+    said,
+    switch,
+)
+
+CONFIG_MAP = "mesh-ca-bundle"
+KEY = "roots.pem"
+
+
+def takes_part(namespace: Json) -> bool:
+    """Whether pods of a namespace may be injected."""
+    return switch(said(labels_of(namespace), "inject", "connect-inject"), default=False)
+
+
+def plan(namespaces: Iterable[Json], config_maps: Iterable[Json], roots: str, own: str) -> list[Step]:
+    """Steps until each namespace that takes part, and `own`, has `roots` (PEM), and no other has a bundle of ours.
+
+    `config_maps` are those of the bundle's name. Without roots nothing is changed: an empty bundle would cut everybody off.
+    """
+    held = {namespace_of(each): each for each in config_maps}
+    wanted = [
+        name_of(each)
+        for each in namespaces
+        if (takes_part(each) or name_of(each) == own) and not is_leaving(each)
+    ]
+    steps: list[Step] = []
+    if roots:
+        for name in sorted(wanted):
+            steps += _kept(name, held.get(name), roots)
+    for name in sorted(set(held) - set(wanted)):
+        if is_ours(held[name]) and not is_leaving(held[name]):
+            steps.append(deletion(_path(name, CONFIG_MAP), held[name]))
+    return steps
+
+
+def _path(namespace: str, name: str = "") -> str:
+    collection = f"/api/v1/namespaces/{namespace}/configmaps"
+    return f"{collection}/{name}" if name else collection
+
+
+def _kept(namespace: str, held: Json | None, roots: str) -> list[Step]:
+    if held is None:
+        meta = {"name": CONFIG_MAP, "namespace": namespace, "labels": {MANAGED_BY: MANAGER}}
+        body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {KEY: roots}}
+        return [Create(_path(namespace), body)]
+    if (held.get("data") or {}).get(KEY) == roots:
+        return []
+    body = changed(held, data={**(held.get("data") or {}), KEY: roots})
+    return [Replace(_path(namespace, CONFIG_MAP), body)]
