@@ -191,7 +191,10 @@ def _same(held: Json, body: Json) -> bool:
 
 
 def _content(entry: Json) -> tuple[Any, Any]:
-    given: Given = parse(msgspec.json.encode(entry), 0.0)
+    try:
+        given: Given = parse(msgspec.json.encode(entry), 0.0)
+    except InvalidRequest:  # written by a newer version: whatever it says, it is not what we would write
+        return entry, None
     return given.entry.settings, sorted(given.sources, key=lambda each: each.source)
 
 
@@ -204,11 +207,18 @@ def with_finalizer(resource: Json, *, present: bool) -> Json:
     return {**resource, "metadata": {**resource["metadata"], "finalizers": [*others, FINALIZER] if present else others}}
 
 
+def is_waiting(resource: Json) -> bool:
+    """Whether its status does not tell yet what became of the newest version."""
+    conditions = (resource.get("status") or {}).get("conditions") or []
+    synced: Json = next((each for each in conditions if each.get("type") == "Synced"), {})
+    return bool(synced.get("observedGeneration") != resource["metadata"].get("generation", 0))
+
+
 def with_status(resource: Json, outcome: Outcome, wall: float, *, wrote: bool) -> Json | None:
     """The resource with the status that tells `outcome`; None if it tells that already. `wrote`: the mesh was changed just now."""
     status = resource.get("status") or {}
     conditions = status.get("conditions") or []
-    before = next((each for each in conditions if each.get("type") == "Synced"), {})
+    before: Json = next((each for each in conditions if each.get("type") == "Synced"), {})
     now = datetime.fromtimestamp(int(wall), UTC).isoformat().replace("+00:00", "Z")
     generation = resource["metadata"].get("generation", 0)
     state = "True" if outcome.synced else "False"

@@ -1,15 +1,21 @@
 """What an operator may choose about controllers. Pure."""
 
-from dataclasses import dataclass, field
+import re
 from fnmatch import fnmatchcase
+
+import msgspec
 
 from mesh_agent.errors import ConfigError
 
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,58}[a-z0-9])?\Z")
 NODE_PORT_ADDRESSES = ("ExternalFirst", "ExternalOnly", "InternalOnly")
 
 
-@dataclass(frozen=True, slots=True)
-class ToMesh:
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A typo is an error, not a setting that does nothing."""
+
+
+class ToMesh(Section, frozen=True, kw_only=True):
     """Services of the cluster that the mesh knows."""
 
     enabled: bool = True
@@ -26,7 +32,7 @@ class ToMesh:
 
     def __post_init__(self) -> None:
         if self.node_port_addresses not in NODE_PORT_ADDRESSES:
-            raise ConfigError(
+            raise ValueError(
                 f"node port addresses: {self.node_port_addresses!r} is none of {', '.join(NODE_PORT_ADDRESSES)}"
             )
 
@@ -35,8 +41,7 @@ class ToMesh:
         return matches(namespace, self.allow_namespaces) and not matches(namespace, self.deny_namespaces)
 
 
-@dataclass(frozen=True, slots=True)
-class ToKubernetes:
+class ToKubernetes(Section, frozen=True, kw_only=True):
     """Services of the mesh that the cluster knows."""
 
     enabled: bool = False
@@ -48,11 +53,10 @@ class ToKubernetes:
     domain: str = "mesh"
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Section, frozen=True, kw_only=True):
     """Settings of all controllers. Durations are seconds."""
 
-    cluster: str
+    cluster: str = ""
     datacenter: str = ""
     """Filled in from the agent."""
     namespace: str = "mesh-system"
@@ -61,8 +65,21 @@ class Settings:
     lease_s: float = 15.0
     resync_s: float = 60.0
     """How often everything is compared anew, although nothing seems to have changed."""
-    to_mesh: ToMesh = field(default_factory=ToMesh)
-    to_kubernetes: ToKubernetes = field(default_factory=ToKubernetes)
+    bundle_namespaces: tuple[str, ...] = ()
+    """Patterns of namespaces that get the trust bundle although they have no label: their pods ask for injection one by one."""
+    to_mesh: ToMesh = ToMesh()
+    to_kubernetes: ToKubernetes = ToKubernetes()
+
+
+def load(text: str, *, cluster: str, namespace: str, identity: str) -> Settings:
+    """Settings from a JSON object and what the pod knows of itself; ConfigError says what is wrong."""
+    try:
+        found = msgspec.json.decode(text, type=Settings)
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"the controllers' settings are wrong: {error}") from error
+    if not _NAME.match(cluster):
+        raise ConfigError(f"the cluster's name is {cluster!r}; use lower case letters, digits and '-', at most 60")
+    return msgspec.structs.replace(found, cluster=cluster, namespace=namespace, identity=identity)
 
 
 def matches(name: str, patterns: tuple[str, ...]) -> bool:

@@ -48,7 +48,7 @@ class Plan(NamedTuple):
 
 def wanted(known: Mapping[str, Mapping[str, list[str]]], own: str, settings: ToKubernetes) -> dict[str, Source]:
     """Name of a Service -> the service that it stands for; `known` is `/v1/catalog/services` of each datacenter."""
-    found = {}
+    found: dict[str, Source] = {}
     for datacenter in sorted(known, key=lambda each: (each != own, each)):
         suffix = "" if datacenter == own else f"-{datacenter}"
         for service, tags in sorted(known[datacenter].items()):
@@ -57,9 +57,7 @@ def wanted(known: Mapping[str, Mapping[str, list[str]]], own: str, settings: ToK
     return found
 
 
-def plan(
-    known: Mapping[str, Mapping[str, list[str]]], held: Iterable[Json], own: str, settings: ToKubernetes
-) -> Plan:
+def plan(known: Mapping[str, Mapping[str, list[str]]], held: Iterable[Json], own: str, settings: ToKubernetes) -> Plan:
     """Steps until the namespace's Services agree with `known`. A datacenter that is not in it could not be asked: what stands for its services stays."""
     by_name = {name_of(each): each for each in held}
     goal = wanted(known, own, settings)

@@ -88,9 +88,7 @@ def plan(wanted: Iterable[Registration], held: Mapping[str, Json], cluster: str)
         register=tuple(
             by_id[id_] for id_ in sorted(by_id) if id_ not in foreign and not _agrees(held.get(id_), by_id[id_])
         ),
-        deregister=tuple(
-            id_ for id_ in sorted(held) if id_ not in by_id and is_owned(held[id_].get("Meta"), cluster)
-        ),
+        deregister=tuple(id_ for id_ in sorted(held) if id_ not in by_id and is_owned(held[id_].get("Meta"), cluster)),
         foreign=tuple(foreign),
     )
 
@@ -156,7 +154,7 @@ def _registration(service: Json, address: str, port: int, cluster: str, settings
 
 
 def _annotated_meta(annotations: Mapping[str, str]) -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for prefix in (CONSUL_PREFIX + _META, PREFIX + _META):
         found |= {key.removeprefix(prefix): value for key, value in annotations.items() if key.startswith(prefix)}
     return found

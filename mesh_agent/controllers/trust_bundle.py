@@ -23,9 +23,8 @@ from mesh_agent.controllers.objects import (
     said,
     switch,
 )
-
-CONFIG_MAP = "mesh-ca-bundle"
-KEY = "roots.pem"
+from mesh_agent.controllers.settings import matches
+from mesh_agent.injector.names import CA_CONFIG_MAP, CA_KEY
 
 
 def takes_part(namespace: Json) -> bool:
@@ -33,8 +32,8 @@ def takes_part(namespace: Json) -> bool:
     return switch(said(labels_of(namespace), "inject", "connect-inject"), default=False)
 
 
-def plan(namespaces: Iterable[Json], config_maps: Iterable[Json], roots: str, own: str) -> list[Step]:
-    """Steps until each namespace that takes part, and `own`, has `roots` (PEM), and no other has a bundle of ours.
+def plan(namespaces: Iterable[Json], config_maps: Iterable[Json], roots: str, others: tuple[str, ...]) -> list[Step]:
+    """Steps until each namespace that takes part, or fits a pattern of `others`, has `roots` (PEM), and no other has a bundle of ours.
 
     `config_maps` are those of the bundle's name. Without roots nothing is changed: an empty bundle would cut everybody off.
     """
@@ -42,7 +41,7 @@ def plan(namespaces: Iterable[Json], config_maps: Iterable[Json], roots: str, ow
     wanted = [
         name_of(each)
         for each in namespaces
-        if (takes_part(each) or name_of(each) == own) and not is_leaving(each)
+        if (takes_part(each) or matches(name_of(each), others)) and not is_leaving(each)
     ]
     steps: list[Step] = []
     if roots:
@@ -50,7 +49,7 @@ def plan(namespaces: Iterable[Json], config_maps: Iterable[Json], roots: str, ow
             steps += _kept(name, held.get(name), roots)
     for name in sorted(set(held) - set(wanted)):
         if is_ours(held[name]) and not is_leaving(held[name]):
-            steps.append(deletion(_path(name, CONFIG_MAP), held[name]))
+            steps.append(deletion(_path(name, CA_CONFIG_MAP), held[name]))
     return steps
 
 
@@ -61,10 +60,10 @@ def _path(namespace: str, name: str = "") -> str:
 
 def _kept(namespace: str, held: Json | None, roots: str) -> list[Step]:
     if held is None:
-        meta = {"name": CONFIG_MAP, "namespace": namespace, "labels": {MANAGED_BY: MANAGER}}
-        body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {KEY: roots}}
+        meta = {"name": CA_CONFIG_MAP, "namespace": namespace, "labels": {MANAGED_BY: MANAGER}}
+        body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {CA_KEY: roots}}
         return [Create(_path(namespace), body)]
-    if (held.get("data") or {}).get(KEY) == roots:
+    if (held.get("data") or {}).get(CA_KEY) == roots:
         return []
-    body = changed(held, data={**(held.get("data") or {}), KEY: roots})
-    return [Replace(_path(namespace, CONFIG_MAP), body)]
+    body = changed(held, data={**(held.get("data") or {}), CA_KEY: roots})
+    return [Replace(_path(namespace, CA_CONFIG_MAP), body)]
