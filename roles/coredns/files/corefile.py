@@ -1,6 +1,7 @@
 """Give the cluster's Corefile a server block that forwards the mesh's domains: corefile.py PORT DOMAIN,DOMAIN ADDRESS,ADDRESS
 
-Nothing of the rest is lost. It is forwarded to the service kube-system/mesh-dns (the agent of the pod's node), then to the addresses. Prints `written` when something changed.
+Nothing of the rest is lost. It is forwarded to the service kube-system/mesh-dns (the agent of the pod's node), then to the addresses.
+Prints `written` when something changed.
 """
 
 import json
