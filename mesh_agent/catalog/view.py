@@ -7,7 +7,7 @@ that it subscribes to.
 Deleted topics keep no entry for ever: an unknown topic answers the floor, the revision at which this View was loaded or last pruned.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 import msgspec
@@ -252,13 +252,20 @@ class View:
         """Checks of a node and of its services, by id."""
         return dict(self._checks.get(node, {}))
 
-    def service_tags(self) -> dict[str, list[str]]:
-        """Every service name with the union of its instances' tags, sorted."""
+    def service_tags(self, node_meta: Mapping[str, str] | None = None) -> dict[str, list[str]]:
+        """Every service name with the union of its instances' tags, sorted; with `node_meta` of nodes alone that have it."""
         found: dict[str, set[str]] = {}
-        for services in self._services.values():
+        for node, services in self._services.items():
+            if node_meta and not self.has_meta(node, node_meta):
+                continue
             for service in services.values():
                 found.setdefault(service.name, set()).update(service.tags)
         return {name: sorted(found[name]) for name in sorted(found)}
+
+    def has_meta(self, node: str, meta: Mapping[str, str]) -> bool:
+        """Whether the node is known and has all of `meta`."""
+        known = self._nodes.get(node)
+        return known is not None and meta.items() <= known.meta.items()
 
     def checks(self) -> Iterator[Check]:
         """Every check, by node and id."""

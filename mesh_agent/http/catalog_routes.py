@@ -97,6 +97,7 @@ class CatalogRoutes:
 
     def checks(self, request: Request, name: str) -> Answer | Awaitable[Answer]:
         """Checks of a service's instances."""
+        keep = _selection(request)
         return self._read(
             request,
             "service",
@@ -104,6 +105,7 @@ class CatalogRoutes:
             lambda view, _: [
                 render.check(check, view)
                 for each in view.instances(name)
+                if keep(each)
                 for check in each.checks
                 if check.service_id == each.service.id
             ],
@@ -147,16 +149,20 @@ class CatalogRoutes:
 
     def services(self, request: Request) -> Answer | Awaitable[Answer]:
         """Every service name with its tags."""
-        return self._read_all(request, lambda view, _: view.service_tags())
+        meta = _meta(request)
+        return self._read_all(request, lambda view, _: view.service_tags(meta))
 
     def state(self, request: Request, state: str) -> Answer | Awaitable[Answer]:
         """Checks with a status."""
         if state not in ("any", *(status.value for status in Status)):
             raise InvalidRequest(f"{state!r} is not any, passing, warning or critical")
+        meta = _meta(request)
         return self._read_all(
             request,
             lambda view, _: [
-                render.check(check, view) for check in view.checks() if state in ("any", check.status.value)
+                render.check(check, view)
+                for check in view.checks()
+                if state in ("any", check.status.value) and (not meta or view.has_meta(check.node, meta))
             ],
         )
 

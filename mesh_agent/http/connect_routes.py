@@ -14,7 +14,7 @@ from mesh_agent.http import render
 from mesh_agent.http.blocking import Reads, parse_index, parse_wait
 from mesh_agent.http.deps import Deps
 from mesh_agent.http.message import Answer, Request, Response
-from mesh_agent.http.routing import Routes
+from mesh_agent.http.routing import Route, Routes
 from mesh_agent.http.scope import Scope
 from mesh_agent.model import Action, Intention, Topic
 
@@ -32,16 +32,28 @@ class ConnectRoutes:
         routes.add("GET", "/v1/agent/connect/ca/roots", self.roots)
         routes.add("GET", "/v1/agent/connect/ca/leaf/{}", self.leaf)
         routes.add("POST", "/v1/agent/connect/authorize", self.authorize)
-        routes.add("GET", "/v1/connect/intentions", self.list)
-        routes.add("POST", "/v1/connect/intentions", self.create)
-        routes.add("GET", "/v1/connect/intentions/exact", self.exact)
-        routes.add("PUT", "/v1/connect/intentions/exact", self.put)
-        routes.add("DELETE", "/v1/connect/intentions/exact", self.delete)
-        routes.add("GET", "/v1/connect/intentions/match", self.match)
-        routes.add("GET", "/v1/connect/intentions/check", self.check)
-        routes.add("GET", "/v1/connect/intentions/{}", self.by_id)
-        routes.add("PUT", "/v1/connect/intentions/{}", self.put_by_id)
-        routes.add("DELETE", "/v1/connect/intentions/{}", self.delete_by_id)
+        for method, path, route in (
+            ("GET", "/v1/connect/intentions", self.list),
+            ("POST", "/v1/connect/intentions", self.create),
+            ("GET", "/v1/connect/intentions/exact", self.exact),
+            ("PUT", "/v1/connect/intentions/exact", self.put),
+            ("DELETE", "/v1/connect/intentions/exact", self.delete),
+            ("GET", "/v1/connect/intentions/match", self.match),
+            ("GET", "/v1/connect/intentions/check", self.check),
+            ("GET", "/v1/connect/intentions/{}", self.by_id),
+            ("PUT", "/v1/connect/intentions/{}", self.put_by_id),
+            ("DELETE", "/v1/connect/intentions/{}", self.delete_by_id),
+        ):
+            routes.add(method, path, self._of_a_datacenter(route))
+
+    def _of_a_datacenter(self, route: Route) -> Route:
+        """Intentions are the same everywhere; what is asked of a datacenter that does not exist is a mistake all the same."""
+
+        def checked(request: Request, *caught: str) -> Answer | Awaitable[Answer]:
+            self._scope.datacenter(request)
+            return route(request, *caught)
+
+        return checked
 
     # identities
 

@@ -98,6 +98,23 @@ async def test_the_catalog_takes_what_has_no_agent(agent: AgentProcess) -> None:
     assert await agent.json("/v1/catalog/node-services/printer") == {"Node": None, "Services": None}
 
 
+async def test_only_nodes_with_the_wanted_meta(agent: AgentProcess) -> None:
+    service = {"Service": "paper", "Port": 9}
+    check = {"CheckID": "tray", "Status": "passing", "ServiceID": "paper"}
+    await agent.put("/v1/catalog/register", {**_NODE, "NodeMeta": {"floor": "2"}, "Service": service, "Check": check})
+    for path, name in (
+        ("/v1/catalog/nodes", "Node"),
+        ("/v1/catalog/service/paper", "ServiceID"),
+        ("/v1/health/service/paper", "Node"),
+        ("/v1/health/checks/paper", "CheckID"),
+        ("/v1/health/state/passing", "CheckID"),
+    ):
+        assert [name in each for each in await agent.json(f"{path}?node-meta=floor:2")] == [True], path
+        assert await agent.json(f"{path}?node-meta=floor:3") == [], path
+    assert await agent.json("/v1/catalog/services?node-meta=floor:2") == {"paper": []}
+    assert await agent.json("/v1/catalog/services?node-meta=floor:3") == {}
+
+
 async def test_an_intention_can_be_changed_by_its_id(agent: AgentProcess) -> None:
     made = json.loads((await agent.call("POST", "/v1/connect/intentions", _PAIR)).body)["ID"]
     changed = await agent.put(f"/v1/connect/intentions/{made}", {**_PAIR, "Action": "deny"})
