@@ -15,6 +15,7 @@ _KINDS = (
     ("script", "args"),
     ("systemd", "systemd_unit"),
     ("maintenance", "maintenance"),
+    ("kubernetes-readiness", "pod"),
 )
 
 
@@ -53,10 +54,12 @@ class CheckDefinition(Definition, frozen=True, kw_only=True):
     """Less output than the agent would keep; 0: as much as the agent keeps."""
     maintenance: bool = False
     """Only set by maintenance mode: critical until it is taken away."""
+    pod: str = ""
+    """`namespace/name` of the pod whose readiness this is. Its `status` and `notes` say what Kubernetes says; nothing is run."""
 
     @property
     def kind(self) -> str:
-        """ttl, http, tcp, udp, grpc, script, systemd, alias or maintenance; '' if nothing is set."""
+        """ttl, http, tcp, udp, grpc, script, systemd, alias, maintenance or kubernetes-readiness; '' if nothing is set."""
         return next((kind for kind, field in _KINDS if getattr(self, field)), "")
 
 

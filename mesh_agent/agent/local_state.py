@@ -22,6 +22,8 @@ from mesh_agent.model import SERF_HEALTH, SERVERS, Check, Service, Status
 
 NODE_MAINTENANCE = "_node_maintenance"
 SERVICE_MAINTENANCE = "_service_maintenance:"
+_STATED = ("maintenance", "kubernetes-readiness")
+"""Kinds of checks whose definition says their status."""
 _REASON = "Maintenance mode is enabled for this {what}, but no reason was provided. This is a default message."
 
 
@@ -30,6 +32,7 @@ class Source(StrEnum):
 
     API = "api"
     FILE = "file"
+    POD = "pod"
 
 
 @dataclass(slots=True)
@@ -61,7 +64,8 @@ class Registered:
 
 
 Kept = dict[tuple[str, str], ServiceDefinition | CheckDefinition]
-"""What belongs on disk: (`services` or `checks`, id) -> definition."""
+"""What belongs on disk: (`services`, `pods` or `checks`, id) -> definition."""
+_KEPT_AS = {Source.API: "services", Source.POD: "pods"}
 
 
 @dataclass(slots=True)
@@ -205,8 +209,10 @@ class LocalState:
             if old.source is not source:
                 self.checks[definition.id] = replace(old, source=source)
             return
-        fresh = CheckState(definition, source, definition.status)
-        if old is not None and old.definition.kind == definition.kind and definition.kind != "maintenance":
+        stated = definition.kind in _STATED
+        text = definition.notes if definition.pod else ""
+        fresh = CheckState(definition, source, definition.status, text, text)
+        if old is not None and old.definition.kind == definition.kind and not stated:
             fresh.status, fresh.output, fresh.synced_output = old.status, old.output, old.synced_output
             fresh.critical_since = old.critical_since
         self.checks[definition.id] = fresh
@@ -269,16 +275,42 @@ class LocalState:
         for check in checks:
             self.register_check(check, Source.FILE)
 
+    def follow_pods(self, services: Iterable[ServiceDefinition]) -> dict[str, str]:
+        """Make these the services of this node's pods, and no others; what did not change is left alone.
+
+        Returns why some could not be registered, by id: another registration has what they need.
+        """
+        wanted = {each.service_id: each for each in services}
+        for service_id, registered in tuple(self.services.items()):
+            if registered.source is Source.POD and not registered.parent and service_id not in wanted:
+                self.deregister(service_id)
+        refused: dict[str, str] = {}
+        for service_id, definition in wanted.items():
+            try:
+                self._follow_pod(definition)
+            except InvalidRequest as error:
+                refused[service_id] = str(error)
+        return refused
+
+    def _follow_pod(self, definition: ServiceDefinition) -> None:
+        known = self.services.get(definition.service_id)
+        if known is not None and known.source is not Source.POD:
+            raise InvalidRequest(f"the id {definition.service_id!r} is taken by a service that was registered by hand")
+        if definition.sidecar is not None:
+            definition = msgspec.structs.replace(definition, sidecar=self._completed(definition, definition.sidecar))
+        if known is None or known.definition != definition:
+            self.register(definition, Source.POD, replace_existing_checks=True)
+
     def _owned(self) -> set[str]:
         return {check_id for registered in self.services.values() for check_id in registered.check_ids}
 
     def kept(self) -> Kept:
-        """What came from the API. A service carries its own checks and its sidecar."""
+        """What came from the API, and pods. A service carries its own checks and its sidecar."""
         owned = self._owned()
         found: Kept = {
-            ("services", service_id): registered.definition
+            (_KEPT_AS[registered.source], service_id): registered.definition
             for service_id, registered in self.services.items()
-            if registered.source is Source.API and not registered.parent
+            if registered.source in _KEPT_AS and not registered.parent
         }
         for check_id, state in self.checks.items():
             if state.source is Source.API and check_id not in owned:

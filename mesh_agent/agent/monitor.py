@@ -29,7 +29,7 @@ _REMOTE_ALIAS_S = 60.0
 _REMOTE_ALIAS_RETRY_S = 5.0
 _KEEP_TTL_AFTER = 0.5
 """An unchanged TTL check is written to disk again after this part of its TTL."""
-_PASSIVE = ("", "maintenance")
+_PASSIVE = ("", "maintenance", "kubernetes-readiness")
 
 
 @dataclass(frozen=True, slots=True)

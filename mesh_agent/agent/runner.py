@@ -167,6 +167,19 @@ class LocalAgent:
         """Read services_dir again; InvalidRequest names a broken file and nothing changes."""
         await self._change(lambda state: state.load(*self._read_files()))
 
+    async def follow_pods(self, services: Iterable[ServiceDefinition]) -> dict[str, str]:
+        """Make these the services of this node's pods, and no others; returns why some could not be registered, by id.
+
+        Pods are real whether or not the disk is full: what cannot be kept is registered all the same.
+        """
+        fresh = self._state.copy()
+        refused = fresh.follow_pods(services)
+        self._adopt(fresh)
+        with self._forgiven("pods"):
+            await self._persist()
+        await self._entropy.settled(_SYNC_WAIT_S)
+        return refused
+
     def _allow(self, definitions: Iterable[CheckDefinition]) -> None:
         if not self._config.checks.enable_script_checks and any(each.args for each in definitions):
             raise InvalidRequest(
@@ -246,6 +259,9 @@ class LocalAgent:
                 f"service {definition.service_id}",
                 partial(LocalState.register, definition=definition, source=Source.API),
             )
+        pods = self._storage.read("pods", ServiceDefinition)
+        if self._config.kubernetes.api:  # they stay until the API server has said which are gone
+            state.follow_pods(pods)
         state = _tolerant(state, "services_dir", lambda s: s.load(*self._read_files()))
         for check in checks:  # last, as they may be of services that files define
             state = _tolerant(
@@ -253,6 +269,7 @@ class LocalAgent:
             )
         wanted = state.kept()
         found = [("services", each.service_id) for each in services if each.service_id in state.services]
+        found += [("pods", each.service_id) for each in pods]
         found += [("checks", each.id) for each in checks if each.id in state.checks]
         self._kept = {at: wanted.get(at, _UNKNOWN) for at in found}  # what a file has taken over since goes from disk
         self._adopt(state)

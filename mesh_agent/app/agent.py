@@ -7,11 +7,13 @@ import logging
 import random
 import signal
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from mesh_agent import __version__
 from mesh_agent.agent.probes.client import Probes
 from mesh_agent.agent.runner import LocalAgent
 from mesh_agent.app import topics
+from mesh_agent.app.kubernetes import KubernetesNode
 from mesh_agent.app.notify import notify
 from mesh_agent.app.paths import Paths
 from mesh_agent.app.pools import JoinedPool, tags
@@ -74,6 +76,8 @@ class Agent:
         self._group: asyncio.TaskGroup | None = None
         self._server: Server | None = None
         self._federated_view: View | None = None
+        self._kubernetes: KubernetesNode | None = None
+        self._identified = asyncio.Event()
         identity = AgentIdentity(
             agent_id(config.trust_domain, config.datacenter, config.node_name, server=config.server),
             self._paths.certs,
@@ -144,10 +148,12 @@ class Agent:
             config, self._node(), catalog, self._sync, Probes(), self._paths.state, self._clock, self._rng
         )
         self._agent.restore()
+        if config.kubernetes.api:
+            self._kubernetes = KubernetesNode(config, self._paths, self._agent, self._rng)
         self._leafs = LeafCache(
             config.trust_domain, config.datacenter, self._sign_service, self._paths.certs, self._clock, self._rng
         )
-        api = Api(self._deps(catalog))
+        self._api = api = Api(self._deps(catalog))
         self._http = HttpServer(api.handle, max_body_bytes=config.max_body_bytes)
         self._https = HttpServer(api.handle, max_body_bytes=config.max_body_bytes)
         self._dns = DnsServer(config, catalog, self._rng)
@@ -160,6 +166,8 @@ class Agent:
             self._start_client(group)
         await self._listen()
         group.create_task(self._agent.run())
+        if self._kubernetes is not None:
+            self._kubernetes.start(group)
         group.create_task(self._leafs.run())
         group.create_task(self._follow_bundle(catalog))
         group.create_task(self._serve_proxies(group, catalog))
@@ -181,6 +189,9 @@ class Agent:
 
     async def _start_https(self) -> None:
         """Once there is a certificate to serve with."""
+        self._identified.set()
+        if self._kubernetes is not None:
+            await self._kubernetes.open(self._trust.identity, self._api.handle, self._sign_webhook, self._clock)
         if self.config.ports.https < 0:
             return
         context = self._trust.identity.server_context(require=self.config.tls.verify_incoming)
@@ -191,6 +202,8 @@ class Agent:
         for server in ("_ads", "_dns", "_http", "_https"):
             if hasattr(self, server):
                 await getattr(self, server).stop()
+        if self._kubernetes is not None:
+            await self._kubernetes.stop()
         if self._server is not None:
             await self._server.stop()
         elif self._subscribers:
@@ -313,7 +326,7 @@ class Agent:
             datacenter=self.config.datacenter,
             trust_domain=self.config.trust_domain,
             catalog=catalog,
-            local=self._agent,
+            local=self._agent if self._kubernetes is None else self._kubernetes.pods,
             leafs=self._leafs,
             metrics=self._metrics,
             default_intention=self.config.default_intention,
@@ -322,6 +335,12 @@ class Agent:
         self._ads = AdsServer(configs, self._metrics)
         port = self.config.ports.grpc
         await self._ads.start(self._paths.xds_socket, tcp=("127.0.0.1", port) if port >= 0 else None)
+        port = self.config.ports.grpc_tls
+        if self._kubernetes is not None and port >= 0:
+            await self._identified.wait()
+            identity = self._trust.identity
+            admit = self._kubernetes.pods.admit
+            await self._ads.start_tls(self.config.bind_addr, port, lambda: identity.credential, admit)
 
     # pools
 
@@ -412,6 +431,14 @@ class Agent:
             return self._server.ca.sign_service(csr, self._agent.runs_service)
         answer = await self._rpc.call("/v1/internal/ca/sign", {"csr": csr, "kind": "service"})
         return str(answer["certificate"])
+
+    async def _sign_webhook(self, csr: str, dns_names: tuple[str, ...]) -> dict[str, Any]:
+        if self._server is not None:
+            certificate = self._server.ca.sign_webhook(csr, dns_names)
+            return {"certificate": certificate, "roots": self._trust.bundle()}
+        body = {"csr": csr, "kind": "webhook", "dns_names": list(dns_names)}
+        signed: dict[str, Any] = await self._rpc.call("/v1/internal/ca/sign", body)
+        return signed
 
     # what the parts ask of each other
 

@@ -5,6 +5,7 @@ keyCertSign and cRLSign, and its trust domain as URI SAN. Keys are ECDSA P-256. 
 """
 
 import datetime
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from cryptography import x509
@@ -81,26 +82,17 @@ def requested_id(csr_pem: str) -> SpiffeId:
 
 def sign_csr(csr_pem: str, authority: Authority, identity: SpiffeId, *, serial: int, now: float, ttl_s: float) -> str:
     """The leaf certificate (PEM) for a CSR. Only the key is taken from the CSR; `identity` is what the caller is allowed to be."""
-    csr = _load_csr(csr_pem)
-    public_key = csr.public_key()
-    if not isinstance(public_key, ec.EllipticCurvePublicKey) or not isinstance(public_key.curve, ec.SECP256R1):
-        raise InvalidRequest("the CSR's key must be ECDSA P-256")
-    issuer = x509.load_pem_x509_certificate(authority.certificate_pem.encode())
-    left_s = issuer.not_valid_after_utc.timestamp() - now
-    usages = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
-    issuer_ski = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    certificate = (
-        # Without a subject the SAN extension must be critical (RFC 5280, 4.2.1.6).
-        _builder(x509.Name([]), issuer.subject, public_key, serial, now, min(ttl_s, left_s))
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(sign_certificates=False), critical=True)
-        .add_extension(usages, critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_ski), critical=False)
-        .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(identity))]), critical=True)
-        .sign(_load_key(authority.key_pem), hashes.SHA256())
-    )
-    return _pem(certificate)
+    san = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(identity))])
+    usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    return _leaf(csr_pem, authority, san, usages, serial=serial, now=now, ttl_s=ttl_s)
+
+
+def sign_webhook_csr(
+    csr_pem: str, authority: Authority, dns_names: Sequence[str], *, serial: int, now: float, ttl_s: float
+) -> str:
+    """A server certificate for DNS names. It holds no SPIFFE ID, so it is nobody's identity in the mesh."""
+    san = x509.SubjectAlternativeName([x509.DNSName(name) for name in dns_names])
+    return _leaf(csr_pem, authority, san, [ExtendedKeyUsageOID.SERVER_AUTH], serial=serial, now=now, ttl_s=ttl_s)
 
 
 def fingerprint(certificate_pem: str) -> str:
@@ -143,6 +135,36 @@ def load_certificate(certificate_pem: str) -> x509.Certificate:
         return x509.load_pem_x509_certificate(certificate_pem.encode())
     except ValueError as error:
         raise InvalidRequest(f"not a PEM certificate: {error}") from error
+
+
+def _leaf(
+    csr_pem: str,
+    authority: Authority,
+    san: x509.SubjectAlternativeName,
+    usages: list[x509.ObjectIdentifier],
+    *,
+    serial: int,
+    now: float,
+    ttl_s: float,
+) -> str:
+    public_key = _load_csr(csr_pem).public_key()
+    if not isinstance(public_key, ec.EllipticCurvePublicKey) or not isinstance(public_key.curve, ec.SECP256R1):
+        raise InvalidRequest("the CSR's key must be ECDSA P-256")
+    issuer = x509.load_pem_x509_certificate(authority.certificate_pem.encode())
+    left_s = issuer.not_valid_after_utc.timestamp() - now
+    issuer_ski = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    certificate = (
+        # Without a subject the SAN extension must be critical (RFC 5280, 4.2.1.6).
+        _builder(x509.Name([]), issuer.subject, public_key, serial, now, min(ttl_s, left_s))
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(sign_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_ski), critical=False)
+        .add_extension(san, critical=True)
+        .sign(_load_key(authority.key_pem), hashes.SHA256())
+    )
+    return _pem(certificate)
 
 
 def _builder(

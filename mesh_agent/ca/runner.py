@@ -10,7 +10,7 @@ import logging
 import random
 import secrets
 import ssl
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -29,6 +29,7 @@ from mesh_agent.ca.issue import (
     requested_id,
     serial_of,
     sign_csr,
+    sign_webhook_csr,
     validity,
 )
 from mesh_agent.ca.leaf import renewal_at, retry_after_s, usable
@@ -125,6 +126,16 @@ class CertificateAuthority:
             raise PermissionDenied(f"the CSR asks for {asked}, this agent may only be {allowed}")
         return self._sign(csr_pem, asked, self._agent_ttl_s)
 
+    def sign_webhook(self, csr_pem: str, dns_names: Sequence[str]) -> str:
+        """A server certificate for Services of Kubernetes (`<service>.<namespace>.svc`); PermissionDenied for any other name."""
+        if not dns_names or not all(name.endswith(".svc") and len(name.split(".")) == 3 for name in dns_names):
+            raise PermissionDenied(
+                f"only names <service>.<namespace>.svc are signed for webhooks, not {list(dns_names)}"
+            )
+        return sign_webhook_csr(
+            csr_pem, self._authority, dns_names, serial=_serial(), now=self._clock.wall(), ttl_s=self._agent_ttl_s
+        )
+
     def _sign(self, csr_pem: str, identity: SpiffeId, ttl_s: float) -> str:
         return sign_csr(csr_pem, self._authority, identity, serial=_serial(), now=self._clock.wall(), ttl_s=ttl_s)
 
@@ -145,6 +156,8 @@ class AgentIdentity:
         self.trust_domain = spiffe_id.trust_domain
         self.certificate_pem = ""
         self.roots: tuple[str, ...] = ()
+        self.credential = ("", "")
+        """Certificate and key in use, PEM; replaced as one, so that any thread may look."""
         self._key_pem = ""
         self._path = directory / "agent.json"
         self._chain = directory / "agent.pem"
@@ -206,6 +219,7 @@ class AgentIdentity:
         self._changed.set()
 
     def _rebuild(self) -> None:
+        self.credential = (self.certificate_pem, self._key_pem)
         _write_secret(self._chain, (self.certificate_pem + self._key_pem).encode())
         self._client = self._context(ssl.PROTOCOL_TLS_CLIENT, ssl.CERT_REQUIRED)
         self._server = self._context(ssl.PROTOCOL_TLS_SERVER, ssl.CERT_OPTIONAL)

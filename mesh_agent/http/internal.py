@@ -100,13 +100,16 @@ class Internal:
         return Response.json({"certificate": certificate, "roots": self._deps.roots()})
 
     def sign(self, request: Request) -> Answer:
-        """A certificate for a service of the caller's node, or the caller's own anew."""
+        """A certificate for a service of the caller's node, the caller's own anew, or one for a webhook of its cluster."""
         _, _, node, server = self._agent(request, own=True)
         fields = Fields(f.decode_object(request.body))
         csr, kind = fields.take("csr", f.text, ""), fields.take("kind", f.text, "service")
+        dns_names: tuple[str, ...] = fields.take("dns_names", f.texts, ())
         fields.done()
         if kind == "agent":
             certificate = self._deps.ca.sign_agent(csr, node, server=server)
+        elif kind == "webhook":
+            certificate = self._deps.ca.sign_webhook(csr, dns_names)
         else:
             running = {service.name for service in self._deps.view.services_of(node).values()}
             certificate = self._deps.ca.sign_service(csr, running.__contains__)

@@ -7,11 +7,12 @@ in between. Responses are concatenated from resources that were serialized once,
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mesh_agent.errors import ConfigError, NotFound
+from mesh_agent.errors import ConfigError, NotFound, PermissionDenied
 from mesh_agent.telemetry import Metrics
 from mesh_agent.xds.naming import short
 from mesh_agent.xds.runner import FollowedProxy, LocalProxies, ProxyConfigs
@@ -30,13 +31,18 @@ _OPTIONS = [
 ]
 
 
+Admitted = Callable[[], bool]
+Admit = Callable[[Mapping[str, str], str], Admitted]
+"""(metadata of a stream, proxy id) -> whether it may still go on, asked before each response; PermissionDenied if it may not begin."""
+
+
 class AdsServer:
     """Serves `ProxyConfigs` to Envoy. Anyone who can open the socket can read the keys of this node's services: guard it by its mode."""
 
     def __init__(self, configs: ProxyConfigs, metrics: Metrics) -> None:
         self._configs = configs
         self._metrics = metrics
-        self._server: Any = None  # grpc.aio.Server, whose module is imported late
+        self._servers: list[Any] = []  # of grpc.aio.Server, whose module is imported late
         self._bodies: dict[tuple[str, ...], bytes] = {}
         self._streams: dict[str, int] = {}
         self._open: dict[Stream, FollowedProxy] = {}
@@ -65,37 +71,54 @@ class AdsServer:
 
     async def start(self, socket_path: Path | None, *, mode: int = 0o660, tcp: tuple[str, int] | None = None) -> int:
         """Listen on a unix socket (replacing a stale one) and, if asked, on TCP; returns the TCP port or 0. ConfigError if that fails."""
+        server = self._new_server(_anybody)
+        port = 0
+        try:
+            if socket_path is not None:
+                _make_way(socket_path)
+                server.add_insecure_port(f"unix:{socket_path}")
+            if tcp is not None:
+                port = server.add_insecure_port(f"{tcp[0]}:{tcp[1]}")
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(f"cannot listen for sidecars at {socket_path or tcp}: {error}") from error
+        await server.start()
+        if socket_path is not None:
+            os.chmod(socket_path, mode)
+        return port
+
+    async def start_tls(self, host: str, port: int, credential: Callable[[], tuple[str, str]], admit: Admit) -> int:
+        """Listen with TLS for proxies that `admit` lets in; returns the port. ConfigError if it is not free.
+
+        `credential` gives (certificate, key) and is asked at each handshake, in another thread.
+        """
+        server = self._new_server(admit)
+        try:
+            found = server.add_secure_port(f"{host}:{port}", _credentials(credential))
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(f"ports.grpc_tls: cannot listen on {host} port {port}: {error}") from error
+        await server.start()
+        return int(found)
+
+    def _new_server(self, admit: Admit) -> Any:
         os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its own log goes to standard error, past ours
         # Its fork handlers crash children between fork and exec when uvloop starts them (seen with grpcio 1.85): script checks would fail at random.
         os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
         import grpc
         from envoy.service.discovery.v3 import discovery_pb2
 
-        self._server = grpc.aio.server(options=_OPTIONS)
+        server = grpc.aio.server(options=_OPTIONS)
         method = grpc.stream_stream_rpc_method_handler(
-            self._serve, request_deserializer=discovery_pb2.DeltaDiscoveryRequest.FromString
+            partial(self._serve, admit), request_deserializer=discovery_pb2.DeltaDiscoveryRequest.FromString
         )
         handler = grpc.method_handlers_generic_handler(_SERVICE, {"DeltaAggregatedResources": method})
-        self._server.add_generic_rpc_handlers((handler,))
-        port = 0
-        try:
-            if socket_path is not None:
-                _make_way(socket_path)
-                self._server.add_insecure_port(f"unix:{socket_path}")
-            if tcp is not None:
-                port = self._server.add_insecure_port(f"{tcp[0]}:{tcp[1]}")
-        except (OSError, RuntimeError) as error:
-            raise ConfigError(f"cannot listen for sidecars at {socket_path or tcp}: {error}") from error
-        await self._server.start()
-        if socket_path is not None:
-            os.chmod(socket_path, mode)
-        return port
+        server.add_generic_rpc_handlers((handler,))
+        self._servers.append(server)
+        return server
 
     async def stop(self, grace_s: float = 0.0) -> None:
         """End all streams; proxies go on with what they have and come back."""
-        if self._server is not None:
-            server, self._server = self._server, None
-            await server.stop(grace_s)
+        servers, self._servers = self._servers, []
+        await asyncio.gather(*(server.stop(grace_s) for server in servers))
 
     @property
     def proxies(self) -> dict[str, int]:
@@ -110,7 +133,7 @@ class AdsServer:
             for stream, followed in self._open.items()
         )
 
-    async def _serve(self, requests: AsyncIterator[Any], context: Any) -> None:  # grpc and generated code are untyped
+    async def _serve(self, admit: Admit, requests: AsyncIterator[Any], context: Any) -> None:  # grpc is untyped
         import grpc
 
         wake = asyncio.Event()
@@ -119,16 +142,18 @@ class AdsServer:
             return
         proxy_id = first.node.id
         try:
+            admitted = admit(dict(context.invocation_metadata() or ()), proxy_id)
             followed = self._configs.follow(proxy_id, wake.set)
-        except NotFound as error:
+        except (NotFound, PermissionDenied) as error:
             log.warning("a proxy was turned away: %s", error)
-            await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
+            code = grpc.StatusCode.NOT_FOUND if isinstance(error, NotFound) else grpc.StatusCode.PERMISSION_DENIED
+            await context.abort(code, str(error))
             return
         self._streams[proxy_id] = self._streams.get(proxy_id, 0) + 1
         log.info("proxy %s connected", proxy_id)
         try:
-            await self._converse(proxy_id, followed, first, requests, context, wake)
-            if followed.gone:
+            await self._converse(proxy_id, followed, admitted, first, requests, context, wake)
+            if followed.gone or not admitted():
                 await context.abort(grpc.StatusCode.NOT_FOUND, f"proxy {proxy_id!r} is not registered any more")
         finally:
             self._configs.leave(proxy_id, wake.set)
@@ -141,6 +166,7 @@ class AdsServer:
         self,
         proxy_id: str,
         followed: FollowedProxy,
+        admitted: Admitted,
         first: Any,
         requests: AsyncIterator[Any],
         context: Any,
@@ -165,10 +191,10 @@ class AdsServer:
         async with asyncio.TaskGroup() as tasks:
             listener = tasks.create_task(listen())
             try:
-                while not ended and not followed.gone:
+                while not ended and not followed.gone and admitted():
                     await wake.wait()
                     wake.clear()
-                    if followed.snapshot is not None:
+                    if followed.snapshot is not None and admitted():
                         for response in stream.due(followed.snapshot):
                             await context.write(self._encode(response))
                             self._metrics.count("mesh_xds_responses_total", type=short(response.type_url))
@@ -208,6 +234,27 @@ class AdsServer:
         if len(self._bodies) > _CACHED_BODIES:
             del self._bodies[next(iter(self._bodies))]
         return body + _text(5, response.nonce)
+
+
+def _anybody(metadata: Mapping[str, str], proxy_id: str) -> Admitted:
+    """Who can open the socket may ask for anything."""
+    return lambda: True
+
+
+def _credentials(credential: Callable[[], tuple[str, str]]) -> Any:
+    import grpc
+
+    used: tuple[str, str] = ("", "")
+
+    def current() -> Any:
+        nonlocal used
+        used = credential()
+        certificate, key = used
+        return grpc.ssl_server_certificate_configuration([(key.encode(), certificate.encode())])
+
+    return grpc.dynamic_ssl_server_credentials(
+        current(), lambda: current() if credential() != used else None, require_client_authentication=False
+    )
 
 
 def _make_way(socket_path: Path) -> None:

@@ -1,0 +1,185 @@
+"""The HTTPS port for pods and controllers: who a caller is says Kubernetes (TokenReview), what it may do is decided here.
+
+A pod may exchange its token for a session and nothing else; the accounts of `kubernetes.controllers` may use the whole API of the agent, and get the
+certificate of their webhook. Everybody else is refused. Answers of the API server are remembered for a short while, by the token's hash.
+"""
+
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Protocol
+
+from mesh_agent.agent import fields as f
+from mesh_agent.agent.fields import Fields
+from mesh_agent.clock import Clock
+from mesh_agent.errors import InvalidRequest, MeshError, PermissionDenied
+from mesh_agent.http.message import Answer, Handler, Request, Response
+from mesh_agent.http.routing import error_response
+from mesh_agent.kubernetes.pods import Pod
+
+AUDIENCE = "mesh"
+SESSION = "/v1/kubernetes/session"
+WEBHOOK = "/v1/kubernetes/webhook-certificate"
+
+_ACCOUNT = "system:serviceaccount:"
+_POD_NAME, _POD_UID = "authentication.kubernetes.io/pod-name", "authentication.kubernetes.io/pod-uid"
+_GOOD_FOR_S, _BAD_FOR_S = 15.0, 2.0
+_MOST_REMEMBERED = 1024
+_WEBHOOK_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?\.([a-z0-9][-a-z0-9]*)\.svc\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who holds a token: the service account as `namespace/name`, and the pod that it was issued for (empty if for none)."""
+
+    account: str
+    pod_name: str = ""
+    pod_uid: str = ""
+
+    @property
+    def namespace(self) -> str:
+        """Of the service account."""
+        return self.account.partition("/")[0]
+
+
+class Pods(Protocol):
+    """The pods of this node."""
+
+    async def verified(self, uid: str, *, account: str, name: str) -> Pod:
+        """The pod that a token was issued for; PermissionDenied."""
+        ...
+
+    def session(self, pod: Pod) -> str:
+        """The session of a verified pod."""
+        ...
+
+
+Review = Callable[[str, str], Awaitable[dict[str, Any] | None]]
+"""(token, audience) -> status of the TokenReview, None for a token that is not good."""
+SignWebhook = Callable[[str, tuple[str, ...]], Awaitable[dict[str, Any]]]
+"""(CSR, DNS names) -> `certificate` and `roots`."""
+
+
+class Door:
+    """Answers requests on `ports.kubernetes`."""
+
+    def __init__(
+        self,
+        *,
+        datacenter: str,
+        trust_domain: str,
+        agent_id: str,
+        controllers: tuple[str, ...],
+        pods: Pods,
+        review: Review,
+        sign_webhook: SignWebhook,
+        public: Handler,
+        clock: Clock,
+    ) -> None:
+        self._datacenter, self._trust_domain, self._agent_id = datacenter, trust_domain, agent_id
+        self._controllers = frozenset(controllers)
+        self._pods = pods
+        self._review = review
+        self._sign_webhook = sign_webhook
+        self._public = public
+        self._clock = clock
+        self._known: dict[bytes, tuple[float, Caller | None]] = {}
+
+    async def handle(self, request: Request) -> Answer:
+        """Answer one request."""
+        try:
+            caller = await self._caller(request)
+            if caller is None:
+                return _unknown()
+            if request.path == SESSION:
+                return await self._session(request, caller)
+            if caller.account not in self._controllers:
+                raise PermissionDenied(
+                    f"service account {caller.account} may only ask for a pod session here ({SESSION}); "
+                    "for more, add it to kubernetes.controllers of this agent's settings"
+                )
+            if request.path == WEBHOOK:
+                return await self._webhook(request, caller)
+        except MeshError as error:
+            return error_response(error)
+        answer = self._public(request)
+        return await answer if isinstance(answer, Awaitable) else answer
+
+    async def _caller(self, request: Request) -> Caller | None:
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        token = token.strip()
+        if scheme.lower() != "bearer" or not token:
+            return None
+        digest, now = sha256(token.encode()).digest(), self._clock.now()
+        known = self._known.get(digest)
+        if known is not None and known[0] > now:
+            return known[1]
+        status = await self._review(token, AUDIENCE)
+        caller = None if status is None else _caller(status)
+        if len(self._known) >= _MOST_REMEMBERED:
+            self._known = {at: each for at, each in self._known.items() if each[0] > now}
+        if len(self._known) < _MOST_REMEMBERED:
+            self._known[digest] = (now + (_BAD_FOR_S if caller is None else _GOOD_FOR_S), caller)
+        return caller
+
+    async def _session(self, request: Request, caller: Caller) -> Answer:
+        if request.method != "POST":
+            return Response.text(405, f"{SESSION} takes POST")
+        if not caller.pod_uid:
+            raise PermissionDenied(
+                f"the token of {caller.account} was not issued for a pod; use a projected token of the audience {AUDIENCE!r}"
+            )
+        pod = await self._pods.verified(caller.pod_uid, account=caller.account, name=caller.pod_name)
+        return Response.json(
+            {
+                "Session": self._pods.session(pod),
+                "PodUID": pod.uid,
+                "ProxyID": pod.proxy_id,
+                "Service": pod.service,
+                "Datacenter": self._datacenter,
+                "TrustDomain": self._trust_domain,
+                "AgentID": self._agent_id,
+            }
+        )
+
+    async def _webhook(self, request: Request, caller: Caller) -> Answer:
+        if request.method != "PUT":
+            return Response.text(405, f"{WEBHOOK} takes PUT")
+        fields = Fields(f.decode_object(request.body))
+        names: tuple[str, ...] = fields.take("DNSNames", f.texts, ())
+        csr = fields.take("CSR", f.text, "")
+        fields.done()
+        for name in names:
+            found = _WEBHOOK_NAME.match(name)
+            if found is None or found.group(2) != caller.namespace:
+                raise InvalidRequest(f"DNSNames: {name!r} is not <service>.{caller.namespace}.svc")
+        if not names:
+            raise InvalidRequest("DNSNames: name the webhook's Service, as <service>.<namespace>.svc")
+        signed = await self._sign_webhook(csr, names)
+        return Response.json({"Certificate": signed["certificate"], "Roots": signed["roots"]})
+
+
+def _caller(status: dict[str, Any]) -> Caller | None:
+    """Whom a TokenReview speaks of; None for what is no service account."""
+    user = status.get("user") or {}
+    name = str(user.get("username", ""))
+    namespace, _, account = name.removeprefix(_ACCOUNT).partition(":")
+    if not name.startswith(_ACCOUNT) or not namespace or not account:
+        return None
+    extra = user.get("extra") or {}
+    return Caller(f"{namespace}/{account}", _first(extra.get(_POD_NAME)), _first(extra.get(_POD_UID)))
+
+
+def _first(values: Any) -> str:  # decoded JSON
+    return str(values[0]) if isinstance(values, list) and values else ""
+
+
+def _unknown() -> Response:
+    text = (
+        f"who are you? Send `Authorization: Bearer <token>` with a service account token of the audience {AUDIENCE!r} "
+        "that the cluster's API server accepts"
+    )
+    refusal = Response.text(401, text)
+    refusal.headers.append(("WWW-Authenticate", f'Bearer realm="{AUDIENCE}"'))
+    return refusal
