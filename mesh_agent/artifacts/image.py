@@ -9,7 +9,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO, RawIOBase
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -47,14 +47,9 @@ class Image:
     config: Mapping[str, object] = field(default_factory=dict)
 
 
-def program(name: str, path: Path) -> Entry:
-    """An executable file of an image."""
-    return Entry(name, path)
-
-
 def with_parents(entries: Iterable[Entry]) -> list[Entry]:
     """The entries in their order in a layer, each directory above them made explicit. The last entry of a name wins."""
-    named = {entry.name.strip("/"): entry for entry in entries}
+    named = {entry.name.strip("/"): replace(entry, name=entry.name.strip("/")) for entry in entries}
     for name in list(named):
         for parent in PurePosixPath(name).parents:
             if str(parent) != ".":
@@ -82,7 +77,7 @@ def open_layer(path: Path) -> Layer:
 
 
 def _add(tar: tarfile.TarFile, entry: Entry) -> None:
-    info = tarfile.TarInfo(entry.name.strip("/"))
+    info = tarfile.TarInfo(entry.name)
     info.mode = entry.mode
     if entry.link:
         info.type, info.linkname, info.mode = tarfile.SYMTYPE, entry.link, 0o777
