@@ -42,8 +42,7 @@ def run(
 ) -> None:
     """Answer the API server's admission reviews until SIGTERM (runs in a pod of the chart)."""
     # Here, not above: every other command would pay for what this one alone needs.
-    from mesh_agent.injector.client import Peer
-    from mesh_agent.injector.runner import Injector, Options, in_cluster, serve
+    from mesh_agent.injector.runner import Injector, Options, Peer, in_cluster, serve
 
     configure_logging(log_level, "auto")
     host = f"[{node_ip}]" if ":" in node_ip else node_ip
@@ -51,7 +50,7 @@ def run(
         agent=Peer(f"https://{host}:{agent_port}", ca_file, token_file),
         api_server=in_cluster(dict(os.environ)),
         configuration=configuration,
-        dns_names=(f"{service}.{namespace}.svc", f"{service}.{namespace}.svc.cluster.local"),
+        dns_names=(f"{service}.{namespace}.svc",),
         port=port,
         operations_port=operations_port,
     )

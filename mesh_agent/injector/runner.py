@@ -11,15 +11,26 @@ from pathlib import Path
 from mesh_agent.ca.issue import new_key, validity
 from mesh_agent.ca.leaf import renewal_at, retry_after_s
 from mesh_agent.clock import Clock
+from mesh_agent.controllers.client import Mesh
 from mesh_agent.errors import MeshError
 from mesh_agent.injector.certificate import check, request
-from mesh_agent.injector.client import NodeAgent, Peer, WebhookConfiguration, read
+from mesh_agent.injector.client import NodeAgent, WebhookConfiguration, read
 from mesh_agent.injector.readiness import Readiness
 from mesh_agent.injector.server import Certificates, Operations, Webhook
 from mesh_agent.injector.settings import InjectorSettings
+from mesh_agent.kubernetes.client import KubernetesApi
 from mesh_agent.telemetry import Metrics
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A server that is verified by the roots of a file, and believes the token of another. The kubelet replaces both files."""
+
+    target: str
+    ca_file: Path
+    token_file: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +59,11 @@ class Injector:
         self._readiness = Readiness()
         self._certificates = Certificates()
         self._certified = asyncio.Event()
-        self._agent = NodeAgent(options.agent)
-        self._configuration = WebhookConfiguration(options.api_server, options.configuration)
+        agent, api_server = options.agent, options.api_server
+        self._mesh = Mesh(agent.target, agent.ca_file, agent.token_file)
+        self._agent = NodeAgent(self._mesh)
+        self._cluster = KubernetesApi(api_server.target, str(api_server.ca_file), str(api_server.token_file))
+        self._configuration = WebhookConfiguration(self._cluster, options.configuration)
         self._webhook = Webhook(settings, self._metrics, clock)
         self._operations = Operations(self._readiness, self._metrics, clock)
         self.started = asyncio.Event()
@@ -82,8 +96,8 @@ class Injector:
         finally:
             await self._webhook.stop()
             await self._operations.stop()
-            await self._agent.close()
-            await self._configuration.close()
+            await self._mesh.close()
+            await self._cluster.close()
 
     async def _serve(self) -> None:
         await self._certified.wait()
