@@ -9,6 +9,8 @@ import pytest
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`pytest --update-golden` rewrites expected files; review the diff."""
     parser.addoption("--update-golden", action="store_true", help="rewrite the expected files of golden tests")
+    parser.addoption("--seeds", type=int, default=1, help="how many seeds each simulated scenario runs with")
+    parser.addoption("--seed", type=int, help="run simulated scenarios with just this seed")
 
 
 @pytest.fixture

@@ -47,11 +47,17 @@ class Stage(Enum):
 
 @dataclass(slots=True)
 class _Known:
-    """A member with the Lamport time of its last intent and the time at which it went away."""
+    """A member with the Lamport time of its last intent, the time at which it went away, and whether it is to be forgotten then."""
 
     member: Member
     status_lamport: int = 0
     gone_at: float = 0.0
+    prune: bool = False
+
+    @property
+    def gone(self) -> bool:
+        """Whether SWIM has it dead or left."""
+        return self.member.status in (MemberStatus.FAILED, MemberStatus.LEFT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +184,7 @@ class Serf:
         if intent is not None and intent.lamport > known.status_lamport:
             known.status_lamport = intent.lamport
             status = MemberStatus.LEAVING if intent.leaves else MemberStatus.ALIVE
-        known.member, known.gone_at = _member(node, status), 0.0
+        known.member, known.gone_at, known.prune = _member(node, status), 0.0, False
         self.swim.emit(MemberJoined(known.member))
 
     def node_updated(self, node: Node, now: float) -> None:
@@ -197,6 +203,12 @@ class Serf:
         known.gone_at = now
         known.member = _member(node, MemberStatus.LEFT if left else MemberStatus.FAILED)
         self.swim.emit(MemberLeft(known.member) if left else MemberFailed(known.member))
+        if known.prune and node.name != self.swim.name:
+            self._prune(known)
+
+    def has_broadcasts(self) -> bool:
+        """Whether there is anything to spread."""
+        return bool(self._queue or self.messenger.query_queue or self.messenger.event_queue)
 
     def broadcasts(self, overhead: int, budget: int) -> list[bytes]:
         """Intents, then queries, then events."""
@@ -289,8 +301,11 @@ class Serf:
         elif status is MemberStatus.FAILED:
             self._become(known, MemberStatus.LEFT)
             self.swim.emit(MemberLeft(known.member))
-        if intent.prune and known.member.status is not MemberStatus.ALIVE:
-            self._prune(known)
+        if intent.prune:
+            # A member that still lives may object; it is forgotten once it is gone.
+            known.prune = True
+            if known.gone:
+                self._prune(known)
         return True
 
     def _on_join(self, intent: wire.Join, now: float) -> bool:
@@ -300,7 +315,7 @@ class Serf:
             return self._remember(intent.node, _Intent(False, intent.lamport, now))
         if intent.lamport <= known.status_lamport:
             return False
-        known.status_lamport = intent.lamport
+        known.status_lamport, known.prune = intent.lamport, False
         if known.member.status is MemberStatus.LEAVING and intent.node != self.swim.name:
             self._become(known, MemberStatus.ALIVE)
         return True

@@ -26,6 +26,10 @@ class Suspicion:
         self._accusers.add(accuser)
         return True
 
+    def postpone(self, by_s: float) -> None:
+        """Time in which we could not have heard the node does not count."""
+        self._started_at += by_s
+
     @property
     def ends_at(self) -> float:
         """When the node counts as dead."""

@@ -26,7 +26,9 @@ from mesh_agent.gossip.suspicion import Suspicion
 
 _MAX_META = 512
 _COMPOUND_HEADER, _COMPOUND_PART = 2, 2
-_ENCRYPTION, _LABEL = 29, 2
+_CRC = 5
+_MAX_NAME = 255
+_MAX_INCARNATION = 0xFFFFFFFF
 
 
 class State(IntEnum):
@@ -50,6 +52,7 @@ class Node:
     incarnation: int
     state: State
     changed_at: float
+    told_at: float = -math.inf
 
     @property
     def at(self) -> Address:
@@ -59,7 +62,7 @@ class Node:
     @property
     def gone(self) -> bool:
         """Dead or left."""
-        return self.state in (State.DEAD, State.LEFT)
+        return self.state >= State.DEAD
 
 
 class Delegate(Protocol):
@@ -76,6 +79,10 @@ class Delegate(Protocol):
 
     def user_message(self, payload: bytes, now: float) -> None:
         """A message for the layer above."""
+
+    def has_broadcasts(self) -> bool:
+        """Whether there are payloads to gossip."""
+        ...
 
     def broadcasts(self, overhead: int, budget: int) -> list[bytes]:
         """Payloads to gossip."""
@@ -108,8 +115,8 @@ class _Probe:
     sent_at: float
     nacks_wanted: int = 0
     nacks: int = 0
-    indirect: bool = False
-    answered: bool = False
+    timed: bool = True
+    answered_by_stream: bool = False
 
 
 @dataclass(slots=True)
@@ -146,7 +153,7 @@ class Swim:
         self._delegate = delegate
         self._rng = rng
         self._versions = versions
-        self._budget = config.packet_bytes - _COMPOUND_HEADER - overhead
+        self._budget = config.packet_bytes - _COMPOUND_HEADER - _CRC - overhead
         self._incarnation = 0
         self._seq = 0
         self._token = 0
@@ -190,14 +197,30 @@ class Swim:
 
     def wake(self, now: float) -> None:
         """Do everything that is due."""
+        late_s = now - self._timers[0][0] if self._timers else 0.0
+        if late_s > self.config.probe_interval_s:
+            self._stood_still(late_s)
         while self._timers and self._timers[0][0] <= now:
             _, _, call = heapq.heappop(self._timers)
             call(now)
 
     def after(self, now: float, delay_s: float, call: Callable[[float], None]) -> None:
         """Call `call(now)` once `delay_s` has passed."""
+        self._call_at(now + delay_s, call)
+
+    def _call_at(self, when: float, call: Callable[[float], None]) -> None:
         self._timer_order += 1
-        heapq.heappush(self._timers, (now + delay_s, self._timer_order, call))
+        heapq.heappush(self._timers, (when, self._timer_order, call))
+
+    def _stood_still(self, late_s: float) -> None:
+        """The process or the machine was stopped: the answers of the others may still wait in our sockets, so nobody's time has run out yet."""
+        self._timers = [(when + late_s, order, call) for when, order, call in self._timers]
+        for suspicion in self._suspicions.values():
+            suspicion.postpone(late_s)
+        for probe in self._probes.values():
+            probe.sent_at += late_s
+            probe.timed = False
+        self.awareness.apply(1)
 
     def receive(self, message: wire.Message, sender: Address, now: float) -> None:
         """One message of a datagram."""
@@ -341,7 +364,7 @@ class Swim:
             if len(entry.versions) != 6:
                 return f"node {entry.node!r} has {len(entry.versions)} version bytes, not 6"
             alive = wire.Alive(entry.incarnation, entry.node, entry.address, entry.port, entry.meta, entry.versions)
-            reason = None if entry.node == self.name else self._delegate.refuse(alive)
+            reason = None if entry.node == self.name or self._is_known(alive) else self._delegate.refuse(alive)
             if reason is not None:
                 return f"node {entry.node!r}: {reason}"
             sets.append(entry.versions)
@@ -350,6 +373,10 @@ class Swim:
             if any(not low <= v[first + 2] <= high for v in sets):
                 return f"{what} versions are incompatible"
         return None
+
+    def _is_known(self, alive: wire.Alive) -> bool:
+        node = self.nodes.get(alive.node)
+        return node is not None and not node.gone and (*node.at, node.meta) == (alive.address, alive.port, alive.meta)
 
     # sending
 
@@ -386,12 +413,11 @@ class Swim:
     # probing
 
     def _probe_tick(self, now: float) -> None:
-        self.after(now, self.config.probe_interval_s, self._probe_tick)
-        if self._probing is not None:
-            return
-        target = self._next_target()
+        target = self._next_target() if self._probing is None else None
         if target is not None:
             self._probe(target, now)
+        # After the probe's own timers: a probe that ends with this interval makes room for the next one.
+        self.after(now, self.config.probe_interval_s, self._probe_tick)
 
     def _next_target(self) -> Node | None:
         for _ in range(len(self._order) + 1):
@@ -425,9 +451,9 @@ class Swim:
     def _probe_indirectly(self, seq: int, now: float) -> None:
         probe = self._probes.get(seq)
         node = None if probe is None else self.nodes.get(probe.node)
-        if probe is None or node is None or probe.answered:
+        if probe is None or node is None:
             return
-        probe.indirect = True
+        probe.timed = False
         peers = [n for n in self.nodes.values() if n.state is State.ALIVE and n.name not in (self.name, node.name)]
         own = self.local
         for peer in self._rng.sample(peers, min(self.config.indirect_checks, len(peers))):
@@ -447,7 +473,7 @@ class Swim:
     def _on_stream_ack(self, seq: int, answer: wire.StreamMessage | None) -> None:
         probe = self._probes.get(seq)
         if probe is not None and isinstance(answer, wire.Ack) and answer.seq == seq:
-            probe.answered = True
+            probe.answered_by_stream = True
 
     def _probe_ends(self, seq: int, now: float) -> None:
         probe = self._probes.pop(seq, None)
@@ -455,10 +481,13 @@ class Swim:
             self._probing = None
         if probe is None:
             return
-        if probe.answered:
+        if probe.answered_by_stream:
+            self._out.append(
+                Noticed(f"node {probe.node!r} answers over TCP but not over UDP: packets are lost, or UDP is blocked")
+            )
             self.awareness.apply(-1)
             return
-        self.awareness.apply(probe.nacks_wanted - probe.nacks if probe.nacks_wanted else 1)
+        self.awareness.apply(max(0, probe.nacks_wanted - probe.nacks) if probe.nacks_wanted else 1)
         node = self.nodes.get(probe.node)
         if node is not None:
             self._suspect(wire.Suspect(node.incarnation, node.name, self.name), now)
@@ -474,18 +503,16 @@ class Swim:
         if relay is not None:
             self._send(relay.origin, wire.encode(wire.Ack(relay.seq)))
             return
-        probe = self._probes.get(ack.seq)
-        if probe is None or probe.answered:
+        probe = self._probes.pop(ack.seq, None)
+        if probe is None:
             return
-        probe.answered = True
+        if self._probing == ack.seq:
+            self._probing = None
+        self.awareness.apply(-1)
         node = self.nodes.get(probe.node)
-        if not probe.indirect:
-            del self._probes[ack.seq]
-            if self._probing == ack.seq:
-                self._probing = None
-            self.awareness.apply(-1)
-            if node is not None:
-                self._delegate.ping_completed(node, now - probe.sent_at, ack.payload)
+        # The direct way is timed until others are asked; after that the ack may have come through one of them.
+        if node is not None and probe.timed:
+            self._delegate.ping_completed(node, now - probe.sent_at, ack.payload)
 
     def _on_nack(self, nack: wire.Nack) -> None:
         probe = self._probes.get(nack.seq)
@@ -493,6 +520,8 @@ class Swim:
             probe.nacks += 1
 
     def _on_indirect_ping(self, ask: wire.IndirectPing, sender: Address, now: float) -> None:
+        if not ask.address or not ask.port:
+            raise RemoteProtocolError(f"an indirect ping of {ask.node!r} without an address")
         seq = self._next_seq()
         origin = (ask.source_address, ask.source_port) if ask.source_address and ask.source_port else sender
         self._relays[seq] = _Relay(origin, ask.seq, ask.nack)
@@ -508,6 +537,8 @@ class Swim:
 
     def _gossip_tick(self, now: float) -> None:
         self.after(now, self.config.gossip_interval_s, self._gossip_tick)
+        if not self._queue and not self._delegate.has_broadcasts():
+            return
         fresh = now - self.config.gossip_to_dead_s
         peers = [n for n in self.nodes.values() if n.name != self.name and (not n.gone or n.changed_at > fresh)]
         for peer in self._rng.sample(peers, min(self.config.gossip_nodes, len(peers))):
@@ -531,42 +562,49 @@ class Swim:
 
     def _refute(self, own: Node, accused: int) -> None:
         """Somebody says otherwise of us: outbid it."""
-        self._incarnation = max(self._incarnation, accused) + 1
+        self._incarnation = min(max(self._incarnation, accused) + 1, _MAX_INCARNATION)
         own.incarnation = self._incarnation
         self.awareness.apply(1)
         self._queue_alive(own)
 
     def _alive(self, alive: wire.Alive, now: float, *, bootstrap: bool = False) -> None:
         own = alive.node == self.name
-        if (own and self.leaving) or not self._alive_is_acceptable(alive, own):
-            return
         node = self.nodes.get(alive.node)
-        moved = False
+        if (own and self.leaving) or (node is not None and not own and self._is_old(node, alive, now)):
+            return
+        if not self._is_acceptable(alive, own):
+            return
         if node is None:
             node = self._learn(alive, now)
-        elif (node.address, node.port) != (alive.address, alive.port):
-            moved = self._may_move(node, now)
-            if not moved:
-                if alive.incarnation >= node.incarnation:
-                    self._out.append(
-                        Noticed(f"two nodes call themselves {node.name!r}: {node.at} and {(alive.address, alive.port)}")
-                    )
+        elif node.at != (alive.address, alive.port) and not self._may_move(node, now):
+            if alive.incarnation >= node.incarnation:
+                claims = f"{node.address}:{node.port} and {alive.address}:{alive.port}"
+                self._out.append(Noticed(f"two nodes call themselves {node.name!r}: {claims}"))
                 if own:
                     self._refute(node, alive.incarnation)
-                return
-        if not own and not moved and alive.incarnation <= node.incarnation and not (bootstrap or node.incarnation == 0):
             return
-        if own and not bootstrap:
-            if alive.incarnation > node.incarnation or (
-                alive.incarnation == node.incarnation and (alive.meta, alive.versions) != (node.meta, node.versions)
-            ):
-                self._refute(node, alive.incarnation)
-            return
-        self._become_alive(node, alive, now)
+        if not own or bootstrap:
+            self._become_alive(node, alive, now)
+        elif alive.incarnation > node.incarnation or (
+            alive.incarnation == node.incarnation and (alive.meta, alive.versions) != (node.meta, node.versions)
+        ):
+            self._refute(node, alive.incarnation)
 
-    def _alive_is_acceptable(self, alive: wire.Alive, own: bool) -> bool:
+    def _is_old(self, node: Node, alive: wire.Alive, now: float) -> bool:
+        """Whether it is no news. A gone node that comes back and does not know what we think of it is told, so that it can refute."""
+        if alive.incarnation > node.incarnation or node.at != (alive.address, alive.port):
+            return False
+        if node.gone and now - node.told_at > self.config.probe_interval_s:
+            node.told_at = now
+            suspect = wire.Suspect(node.incarnation, node.name, self.name)
+            self._out.append(SendPacket(node.at, (wire.encode(suspect),)))
+        return True
+
+    def _is_acceptable(self, alive: wire.Alive, own: bool) -> bool:
         v = alive.versions
-        if len(v) != 6 or not v[0] or not v[1] or v[0] > v[1] or not alive.address or len(alive.meta) > _MAX_META:
+        if len(v) != 6 or not v[0] or not v[1] or v[0] > v[1] or not alive.address or not alive.port:
+            return False
+        if len(alive.meta) > _MAX_META or not 0 < len(alive.node.encode()) <= _MAX_NAME:
             return False
         reason = None if own else self._delegate.refuse(alive)
         if reason is not None:
@@ -574,7 +612,7 @@ class Swim:
         return reason is None
 
     def _learn(self, alive: wire.Alive, now: float) -> Node:
-        node = Node(alive.node, alive.address, alive.port, alive.meta, alive.versions, 0, State.DEAD, now)
+        node = Node(alive.node, alive.address, alive.port, alive.meta, alive.versions, -1, State.DEAD, now)
         self.nodes[alive.node] = node
         # At a random place of the round, so that a crowd that joins at once is not probed in the same order by all.
         self._order.insert(self._rng.randint(0, len(self._order)), alive.node)
@@ -621,7 +659,9 @@ class Swim:
         self._await_refutation(node, suspicion, now)
 
     def _await_refutation(self, node: Node, suspicion: Suspicion, now: float) -> None:
-        self.after(now, max(0.0, suspicion.ends_at - now), lambda at: self._suspicion_ends(node.name, suspicion, at))
+        # At the very instant: a timer that fires a rounding error before it would find the suspicion still open.
+        ends_at = max(now, suspicion.ends_at)
+        self._call_at(ends_at, lambda at: self._suspicion_ends(node.name, suspicion, at))
 
     def _suspicion_ends(self, name: str, suspicion: Suspicion, now: float) -> None:
         node = self.nodes.get(name)

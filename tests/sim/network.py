@@ -17,7 +17,7 @@ from functools import lru_cache
 from mesh_agent.gossip import GossipConfig, Member, MemberStatus, UserEvent
 from mesh_agent.gossip.effects import Address, Effect, Exchange, Noticed, SendPacket
 from mesh_agent.gossip.keyring import OVERHEAD
-from mesh_agent.gossip.serf import Serf
+from mesh_agent.gossip.serf import Serf, Stage
 from mesh_agent.gossip.swim import State
 from mesh_agent.gossip.wire import Codec, Message, StreamMessage
 
@@ -52,14 +52,20 @@ class SimNetwork:
         self.weather = weather
         self._rng = rng
         self._cut: set[tuple[int, int]] = set()
+        self._deaf: set[int] = set()
 
     def cut(self, sources: list[int], targets: list[int]) -> None:
         """Nothing of the sources reaches the targets any more (one way)."""
         self._cut.update((a, b) for a in sources for b in targets if a != b)
 
+    def block_datagrams(self, target: int) -> None:
+        """A firewall that lets only streams in."""
+        self._deaf.add(target)
+
     def heal(self) -> None:
         """Everybody reaches everybody."""
         self._cut.clear()
+        self._deaf.clear()
 
     def reaches(self, source: int, target: int) -> bool:
         """Whether there is a way."""
@@ -67,7 +73,7 @@ class SimNetwork:
 
     def datagram(self, source: int, target: int) -> list[float]:
         """The delays of the copies that arrive: none, one or two."""
-        if not self.reaches(source, target) or self._rng.random() < self.weather.loss:
+        if not self.reaches(source, target) or target in self._deaf or self._rng.random() < self.weather.loss:
             return []
         copies = 2 if self._rng.random() < self.weather.duplicate else 1
         return [self.delay_s() for _ in range(copies)]
@@ -95,10 +101,12 @@ class SimNode:
     offset_s: float
     rate: float
     up: bool = True
+    started: bool = False
     paused_until: float = 0.0
     life: int = 0
     wake_at: float = float("inf")
     events: list[tuple[float, Effect]] = field(default_factory=list)
+    notices: set[str] = field(default_factory=set)
     incarnations: dict[str, tuple[Address, int]] = field(default_factory=dict)
 
     def clock(self, time: float) -> float:
@@ -143,11 +151,14 @@ class SimCluster:
         self._heap: list[tuple[float, int, int, Callable[[SimNode], None]]] = []
         self._sequence = 0
         self._trace = hashlib.blake2b(digest_size=16)
-        self.nodes = [self._make(index) for index in range(nodes)]
+        self.nodes = [
+            self._make(index, f"n{index}", f"10.{index >> 16}.{index >> 8 & 255}.{index & 255}")
+            for index in range(nodes)
+        ]
         self._by_name = {node.name: node for node in self.nodes}
         self._by_address = {(node.address, PORT): node for node in self.nodes}
-        for node in self.nodes:
-            at = 0.0 if node.index == 0 else self._rng.uniform(0.01, joined_within_s)
+        starts = sorted(self._rng.uniform(0.01, joined_within_s) for _ in self.nodes)
+        for node, at in zip(self.nodes, starts, strict=True):
             contact = self.nodes[self._rng.randrange(node.index)] if node.index else None
             self._at(at, node.index, lambda each, contact=contact: self._boot(each, contact))  # type: ignore[misc]
         self._next_check = 1.0
@@ -186,19 +197,37 @@ class SimCluster:
         node.life += 1
         node.wake_at = float("inf")
 
-    def restart(self, name: str, *, contact: str | None = None, tags: dict[str, str] | None = None) -> None:
-        """A new process with the old name and address, which knows nothing; it joins `contact`."""
+    def restart(self, name: str, *, contact: str | None = None, address: str = "") -> None:
+        """A new process with the old name, which knows nothing; it joins `contact`. It may come back at another address."""
         old = self._by_name[name]
         if old.up:
             self.crash(name)
-        fresh = self._make(old.index, tags)
+        del self._by_address[old.address, PORT]
+        fresh = self._make(old.index, name, address or old.address)
         fresh.life, fresh.events = old.life + 1, old.events
-        self.nodes[old.index] = self._by_name[name] = self._by_address[old.address, PORT] = fresh
+        self.nodes[old.index] = self._by_name[name] = self._by_address[fresh.address, PORT] = fresh
         self._boot(fresh, self._by_name[contact] if contact else None)
 
     def pause(self, name: str, *, for_s: float) -> None:
         """The process stands still for a while."""
         self._by_name[name].paused_until = self.time + for_s
+
+    def add(self, name: str, address: str, *, contact: str) -> SimNode:
+        """One more process; it may call itself like another one, which `cluster[name]` goes on to mean."""
+        node = self._make(len(self.nodes), name, address)
+        self.nodes.append(node)
+        self._by_name.setdefault(name, node)
+        self._by_address[address, PORT] = node
+        self._boot(node, self._by_name[contact])
+        return node
+
+    def jump(self, name: str, by_s: float) -> None:
+        """A node's clock leaps ahead: a machine that was suspended, seen from inside."""
+        self._by_name[name].offset_s += by_s
+
+    def block_datagrams(self, name: str) -> None:
+        """Datagrams do not get in any more, streams do."""
+        self.network.block_datagrams(self._by_name[name].index)
 
     def cut(self, sources: list[str], targets: list[str]) -> None:
         """Nothing of the sources reaches the targets any more (one way)."""
@@ -234,7 +263,7 @@ class SimCluster:
     @property
     def live(self) -> list[SimNode]:
         """Nodes whose process runs and has not left."""
-        return [node for node in self.nodes if node.up]
+        return [node for node in self.nodes if node.up and node.serf.stage is Stage.ALIVE]
 
     def views(self, name: str, *, of: list[str] | None = None) -> set[MemberStatus | None]:
         """What the live nodes (or some of them) think of a member."""
@@ -247,9 +276,9 @@ class SimCluster:
         return self.views(name) == {status}
 
     def all_alive(self) -> bool:
-        """Whether all live nodes see all live nodes alive, in both layers."""
+        """Whether all nodes have come up once, and all live nodes see all live nodes alive, in both layers."""
         names = [node.name for node in self.live]
-        return all(self._sees_alive(node, names) for node in self.live)
+        return all(node.started for node in self.nodes) and all(self._sees_alive(node, names) for node in self.live)
 
     def troubles(self) -> list[str]:
         """Who does not see whom alive, for the message of an assertion."""
@@ -294,17 +323,14 @@ class SimCluster:
 
     # machinery
 
-    def _make(self, index: int, tags: dict[str, str] | None = None) -> SimNode:
+    def _make(self, index: int, name: str, address: str) -> SimNode:
         rng = random.Random(self._rng.getrandbits(64))
-        address = f"10.{index >> 16}.{index >> 8 & 255}.{index & 255}"
-        serf = Serf(
-            self.config, f"n{index}", address, PORT, tags or {"role": "node", "dc": "dc1"}, rng, overhead=OVERHEAD
-        )
+        serf = Serf(self.config, name, address, PORT, {"role": "node", "dc": "dc1"}, rng, overhead=OVERHEAD)
         rate = 1 + self._rng.uniform(-self._drift, self._drift)
-        return SimNode(index, f"n{index}", address, serf, self._rng.uniform(0, 1e6), rate, up=False)
+        return SimNode(index, name, address, serf, self._rng.uniform(0, 1e6), rate, up=False)
 
     def _boot(self, node: SimNode, contact: SimNode | None) -> None:
-        node.up = True
+        node.up = node.started = True
         node.serf.start(node.clock(self.time))
         if contact is not None:
             node.serf.join((contact.address, PORT))
@@ -332,7 +358,9 @@ class SimCluster:
                     self._send(node, effect)
                 elif isinstance(effect, Exchange):
                     self._exchange(node, effect)
-                elif not isinstance(effect, Noticed):
+                elif isinstance(effect, Noticed):
+                    node.notices.add(effect.text)
+                else:
                     node.events.append((self.time, effect))
         deadline = node.serf.swim.deadline()
         if deadline is not None:
