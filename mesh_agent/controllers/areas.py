@@ -147,14 +147,21 @@ class BundleArea:
     name = "trust-bundle"
 
     def __init__(
-        self, cluster: Cluster, namespaces: Objects, config_maps: Objects, roots: Asked, settings: Settings
+        self,
+        cluster: Cluster,
+        namespaces: Objects,
+        pods: Objects,
+        config_maps: Objects,
+        roots: Asked,
+        settings: Settings,
     ) -> None:
-        self._cluster, self._namespaces, self._config_maps = cluster, namespaces, config_maps
-        self._roots, self._settings = roots, settings
+        """`pods` are the injected ones."""
+        self._cluster, self._roots, self._settings = cluster, roots, settings
+        self._namespaces, self._pods, self._config_maps = namespaces, pods, config_maps
 
     def awaits(self) -> list[str]:
         """What has not been listed yet."""
-        lists = {"namespaces": self._namespaces, "config maps": self._config_maps}
+        lists = {"namespaces": self._namespaces, "injected pods": self._pods, "config maps": self._config_maps}
         return missing(lists, {"roots of the mesh": self._roots})
 
     async def round(self) -> Report:
@@ -162,7 +169,8 @@ class BundleArea:
         report = Report()
         pem = "".join(each["RootCert"].strip() + "\n" for each in self._roots.value["Roots"])
         others = (self._settings.namespace, *self._settings.bundle_namespaces)
-        steps = trust_bundle.plan(self._namespaces.objects.values(), self._config_maps.objects.values(), pem, others)
+        namespaces, pods = self._namespaces.objects.values(), self._pods.objects.values()
+        steps = trust_bundle.plan(namespaces, pods, self._config_maps.objects.values(), pem, others)
         await perform(self._cluster, steps, report)
         return report.finish()
 

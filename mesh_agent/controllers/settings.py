@@ -11,8 +11,14 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,58}[a-z0-9])?\Z")
 NODE_PORT_ADDRESSES = ("ExternalFirst", "ExternalOnly", "InternalOnly")
 
 
-class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A typo is an error, not a setting that does nothing."""
+def _camel(name: str) -> str:
+    """As the chart's values are written: `node_port_addresses` is nodePortAddresses, `cluster_ip` clusterIP."""
+    first, *others = name.split("_")
+    return first + "".join("IP" if each == "ip" else each.title() for each in others)
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename=_camel):
+    """Written in JSON as the chart's values are. A typo is an error, not a setting that does nothing."""
 
 
 class ToMesh(Section, frozen=True, kw_only=True):
@@ -57,6 +63,7 @@ class Settings(Section, frozen=True, kw_only=True):
     """Settings of all controllers. Durations are seconds."""
 
     cluster: str = ""
+    """Default: the datacenter."""
     datacenter: str = ""
     """Filled in from the agent."""
     namespace: str = "mesh-system"
@@ -66,7 +73,7 @@ class Settings(Section, frozen=True, kw_only=True):
     resync_s: float = 60.0
     """How often everything is compared anew, although nothing seems to have changed."""
     bundle_namespaces: tuple[str, ...] = ()
-    """Patterns of namespaces that get the trust bundle although they have no label: their pods ask for injection one by one."""
+    """Patterns of namespaces that get the trust bundle whatever they are labelled."""
     to_mesh: ToMesh = ToMesh()
     to_kubernetes: ToKubernetes = ToKubernetes()
 
@@ -77,7 +84,7 @@ def load(text: str, *, cluster: str, namespace: str, identity: str) -> Settings:
         found = msgspec.json.decode(text, type=Settings)
     except msgspec.MsgspecError as error:
         raise ConfigError(f"the controllers' settings are wrong: {error}") from error
-    if not _NAME.match(cluster):
+    if cluster and not _NAME.match(cluster):
         raise ConfigError(f"the cluster's name is {cluster!r}; use lower case letters, digits and '-', at most 60")
     return msgspec.structs.replace(found, cluster=cluster, namespace=namespace, identity=identity)
 

@@ -1,6 +1,7 @@
 """The trust bundle in every namespace that takes part in the mesh: what its pods believe before they have talked to anybody. Pure.
 
-The name of the ConfigMap belongs to the mesh: whatever it holds is made to be the mesh's roots. It goes away with the namespace's label, but only if
+A namespace takes part by its label, or by an injected pod: one that asked for it by annotation waits for the bundle before it starts. The name of the
+ConfigMap belongs to the mesh: whatever it holds is made to be the mesh's roots. It goes away with the label and the last such pod, but only if
 controllers made it.
 """
 
@@ -32,16 +33,24 @@ def takes_part(namespace: Json) -> bool:
     return switch(said(labels_of(namespace), "inject", "connect-inject"), default=False)
 
 
-def plan(namespaces: Iterable[Json], config_maps: Iterable[Json], roots: str, others: tuple[str, ...]) -> list[Step]:
-    """Steps until each namespace that takes part, or fits a pattern of `others`, has `roots` (PEM), and no other has a bundle of ours.
+def plan(
+    namespaces: Iterable[Json],
+    pods: Iterable[Json],
+    config_maps: Iterable[Json],
+    roots: str,
+    others: tuple[str, ...],
+) -> list[Step]:
+    """Steps until each namespace that takes part has `roots` (PEM), and no other has a bundle of ours.
 
-    `config_maps` are those of the bundle's name. Without roots nothing is changed: an empty bundle would cut everybody off.
+    `pods` are the injected ones, `config_maps` those of the bundle's name, `others` patterns of further namespaces. Without roots nothing is changed: an
+    empty bundle would cut everybody off.
     """
     held = {namespace_of(each): each for each in config_maps}
+    inhabited = {namespace_of(each) for each in pods}
     wanted = [
         name_of(each)
         for each in namespaces
-        if (takes_part(each) or matches(name_of(each), others)) and not is_leaving(each)
+        if not is_leaving(each) and (takes_part(each) or name_of(each) in inhabited or matches(name_of(each), others))
     ]
     steps: list[Step] = []
     if roots:
