@@ -146,7 +146,20 @@ def capture(mesh: Datacenters, tmp_path):  # type: ignore[no-untyped-def]
     """Everything on the WAN link, as bytes, once `stop()` is called."""
     file = tmp_path / "wan.pcap"
     process = subprocess.Popen(
-        [*mesh.lab.enter("@dc1"), "tcpdump", "-i", "wan0", "-U", "-s", "0", "-w", str(file), "-Z", "root"],
+        [
+            *mesh.lab.enter("@dc1"),
+            "tcpdump",
+            "-i",
+            "wan0",
+            "-U",
+            "-s",
+            "0",
+            "--immediate-mode",
+            "-w",
+            str(file),
+            "-Z",
+            "root",
+        ],
         stderr=subprocess.PIPE,
     )
     assert process.stderr is not None
@@ -157,6 +170,10 @@ def capture(mesh: Datacenters, tmp_path):  # type: ignore[no-untyped-def]
         said += line
 
     def stop() -> bytes:
+        """The packets come in order: once the last one, a ping with a pattern of its own, is there, all are."""
+        last = secrets.token_hex(16)
+        mesh["dc1-c1"].ok(f"ping -c 1 -p {last} 10.2.0.12")
+        until(lambda: bytes.fromhex(last) in file.read_bytes(), "the last packet is in the capture")
         process.terminate()
         process.wait()
         return file.read_bytes()
