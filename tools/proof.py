@@ -23,6 +23,7 @@ CALLER, CALLED, URL = "dc1-c1", "api.service.dc2.mesh", "http://127.0.0.1:9191/"
 INTENTION = "http://127.0.0.1:8500/v1/connect/intentions/exact?source=web&destination=api"
 WEB = "spiffe://mesh.internal/ns/default/dc/dc1/svc/web"
 DEADLINE_S = 60.0
+STATUS = {1: "[green]alive[/]", 2: "leaving", 3: "left", 4: "[red]failed[/]"}
 
 
 class Proof:
@@ -58,7 +59,8 @@ class Proof:
             if host.name.endswith("-s1"):
                 for row in self._members_of(host.name):
                     table.add_row(host.datacenter, *row)
-        self._console.print("[bold]Members[/]", table)
+        self._console.print("[bold]Members of both datacenters[/]")
+        self._console.print(table)
 
     def _members_of(self, server: str) -> list[list[str]]:
         found: list[dict[str, Any]] = json.loads(self.run(server, "mesh", "members", "-o", "json") or "[]")
