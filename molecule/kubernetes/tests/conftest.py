@@ -51,9 +51,10 @@ class Cluster:
         return {node["metadata"]["name"]: _condition(node, "Ready") for node in self.get("nodes")["items"]}
 
     @contextmanager
-    def pod(self, name: str, image: str, *, node: str = "") -> Iterator[str]:
-        """A pod that sleeps until the test is over; its address."""
-        container = {"name": "main", "image": image, "imagePullPolicy": "IfNotPresent", "command": ["sleep", "3600"]}
+    def pod(self, name: str, image: str, *, node: str = "", command: str = "exec sleep 3600") -> Iterator[str]:
+        """A pod that runs a command until the test is over; its address."""
+        line = ["/bin/sh", "-c", command]
+        container = {"name": "main", "image": image, "imagePullPolicy": "IfNotPresent", "command": line}
         spec = {"containers": [container], "terminationGracePeriodSeconds": 0, "restartPolicy": "Always"}
         if node:
             spec["nodeName"] = node
