@@ -16,7 +16,7 @@ from urllib.parse import urlencode, urlsplit
 import httptools
 import msgspec
 
-from mesh_agent.errors import ConfigError, MeshError, NotFound, PermissionDenied, Unreachable
+from mesh_agent.errors import MeshError, NotFound, PermissionDenied, Unreachable
 from mesh_agent.http.client import HttpClient
 
 Object = dict[str, Any]
@@ -34,22 +34,32 @@ class Gone(MeshError):
 
 
 class KubernetesApi:
-    """One API server. The token is read again when its file changes."""
+    """One API server. Its roots and the token are read again when their files change; files that are not there yet are waited for (Unreachable)."""
 
     def __init__(self, url: str, ca_file: str = "", token_file: str = "") -> None:
         self._target = url.rstrip("/")
         self._token_file = Path(token_file) if token_file else None
+        self._ca_file = Path(ca_file) if ca_file else None
+        self._roots_of_ns = 0
         self._context: ssl.SSLContext | None = None
         if url.startswith("https://"):
-            try:
-                self._context = ssl.create_default_context(cafile=ca_file or None)
-            except (OSError, ssl.SSLError) as error:
-                raise ConfigError(f"kubernetes.ca_file: {ca_file} cannot be used: {error}") from error
+            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if ca_file else ssl.create_default_context()
         self._client = HttpClient(self._context)
 
     async def close(self) -> None:
         """Close the connections; watches end by being cancelled."""
         await self._client.close()
+
+    def _load_roots(self) -> None:
+        if self._context is None or self._ca_file is None:
+            return
+        try:
+            changed_ns = self._ca_file.stat().st_mtime_ns
+            if changed_ns != self._roots_of_ns:
+                self._context.load_verify_locations(cafile=self._ca_file)
+                self._roots_of_ns = changed_ns
+        except OSError as error:  # ssl.SSLError is one
+            raise Unreachable(f"kubernetes.ca_file: {self._ca_file} cannot be used: {error}") from error
 
     def _headers(self) -> dict[str, str]:
         found = {"Accept": "application/json", "User-Agent": "mesh-agent"}
@@ -65,6 +75,7 @@ class KubernetesApi:
     ) -> Object:
         """One request; NotFound, PermissionDenied, Gone or Unreachable with the API server's own words."""
         headers = self._headers()
+        self._load_roots()
         payload = b""
         if body is not None:
             payload, headers["Content-Type"] = msgspec.json.encode(body), content_type
@@ -116,6 +127,7 @@ class KubernetesApi:
         return status if good else None
 
     async def _lines(self, target: str) -> AsyncIterator[bytes]:
+        self._load_roots()
         parts = urlsplit(self._target)
         secure = parts.scheme == "https"
         try:
