@@ -13,7 +13,10 @@ from mesh_agent.cli.options import Address, api
 from mesh_agent.cli.output import say
 from mesh_agent.clock import SystemClock
 from mesh_agent.errors import ConfigError
+from mesh_agent.injector import names
 from mesh_agent.sidecar.bootstrap import Sidecar, bootstrap
+from mesh_agent.sidecar.init.runner import PodInit
+from mesh_agent.sidecar.pod import PodEnvironment
 from mesh_agent.sidecar.registration import resolve
 from mesh_agent.sidecar.runner import Options, Supervisor, await_registration, find_envoy
 from mesh_agent.telemetry import configure_logging
@@ -31,6 +34,7 @@ AdminPort = Annotated[
     typer.Option(min=0, max=65535, help="Envoy's admin interface on this loopback port; 0: on a private socket only."),
 ]
 _SOCKET = Path("/run/mesh/xds.sock")
+_MESH_DIRECTORY = Path(names.MESH_DIRECTORY)
 
 
 @app.command("run")
@@ -74,6 +78,17 @@ def show_bootstrap(
     found = resolve(_services(api(address)), service, sidecar_id)
     sidecar = Sidecar(found.proxy_id, found.service, str(xds_socket), admin_port=admin_port)
     say(json.dumps(bootstrap(sidecar), indent=2))
+
+
+@app.command("init")
+def init(
+    directory: Annotated[Path, typer.Option(help="Where Envoy's bootstrap is written.")] = _MESH_DIRECTORY,
+    patience_s: Annotated[float, typer.Option(min=0.0, help="How long to try to reach the node's agent.")] = 120.0,
+) -> None:
+    """Prepare a pod (its init container): prove who it is, capture its traffic, write Envoy's bootstrap. Fails closed."""
+    configure_logging("info", "auto")
+    environment = PodEnvironment.read(os.environ)
+    asyncio.run(PodInit(environment, SystemClock(), directory=directory, patience_s=patience_s).run())
 
 
 def _services(agent: AgentApi) -> Any:  # JSON

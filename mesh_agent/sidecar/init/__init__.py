@@ -1,0 +1,1 @@
+"""A pod's init container: `mesh sidecar init`."""
