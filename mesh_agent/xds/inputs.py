@@ -1,7 +1,7 @@
 """What the configuration of one proxy is made from. Pure values; nothing of Envoy is imported here."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mesh_agent.model import Instance, Intention, Service
@@ -28,7 +28,8 @@ class Inputs:
     """One proxy's registration with all that bears on it.
 
     `endpoints` are all mesh endpoints of each upstream, healthy or not; one that is missing there is not known yet and counts as empty.
-    `intentions` may hold those of other destinations.
+    `intentions` may hold those of other destinations. `reach` are the services that a transparent proxy may call without naming them as upstreams;
+    `instances` are the services' own registrations, at whose addresses the application dials them.
     """
 
     mesh: Mesh
@@ -38,6 +39,8 @@ class Inputs:
     roots: tuple[str, ...]
     intentions: tuple[Intention, ...]
     endpoints: Mapping[Destination, tuple[Instance, ...]]
+    reach: tuple[Destination, ...] = ()
+    instances: Mapping[Destination, tuple[Instance, ...]] = field(default_factory=dict)
 
 
 def destinations(proxy: Service, datacenter: str) -> tuple[Destination, ...]:

@@ -22,6 +22,7 @@ from envoy.config.route.v3 import route_components_pb2 as routing
 from envoy.config.route.v3 import route_pb2 as route
 from envoy.extensions.access_loggers.stream.v3.stream_pb2 import StdoutAccessLog
 from envoy.extensions.filters.http.router.v3.router_pb2 import Router
+from envoy.extensions.filters.listener.original_dst.v3.original_dst_pb2 import OriginalDst
 from envoy.extensions.filters.network.direct_response.v3.config_pb2 import Config as Close
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2 as http
 from envoy.extensions.filters.network.tcp_proxy.v3.tcp_proxy_pb2 import TcpProxy, UpstreamConnectMode
@@ -34,10 +35,10 @@ from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
 from xds.type.v3.typed_struct_pb2 import TypedStruct
 
 from mesh_agent.model import Upstream
-from mesh_agent.xds import tls
+from mesh_agent.xds import tls, transparent
 from mesh_agent.xds.admission import Admission
 from mesh_agent.xds.clusters import duration_ms, protocol_of, socket_address
-from mesh_agent.xds.naming import INBOUND, INTENTIONS, LOCAL_APP
+from mesh_agent.xds.naming import INBOUND, INTENTIONS, LOCAL_APP, OUTBOUND
 
 PEER = "mesh.peer"
 _SET_FILTER_STATE = "type.googleapis.com/envoy.extensions.filters.network.set_filter_state.v3.Config"
@@ -175,20 +176,50 @@ def inbound_cluster() -> Cluster:
 def upstream(upstream: Upstream, cluster: str) -> listener.Listener:
     """Where the application calls another service: plain on loopback, mutual TLS beyond."""
     address, port = upstream.local_bind_address or "127.0.0.1", upstream.local_bind_port
-    if protocol_of(upstream.config) == "tcp":
-        filters = [
-            _tcp_proxy(
-                cluster, cluster, _log("outbound", _COMMON_LOG), max_connect_attempts=UInt32Value(value=1 + _RETRIES)
-            )
-        ]
-    else:
-        filters = [_http_filter(_manager(cluster, "outbound", cluster, {}, upstream.config))]
+    filters = _outbound_filters(cluster, upstream.config)
     return listener.Listener(
         name=f"upstream:{cluster}:{address}:{port}",
         address=socket_address(address, port),
         filter_chains=[part.FilterChain(name="upstream", filters=filters)],
         traffic_direction=TrafficDirection.OUTBOUND,
     )
+
+
+def outbound(
+    port: int, services: Mapping[str, str], ports: Mapping[int, Mapping[str, str]], *, passthrough: bool
+) -> listener.Listener:
+    """Where captured connections go: `services` are cluster -> protocol, `ports` lead from where the application dialled to one of them."""
+    refused = _log("refused", {"time": "%START_TIME%", "dialled": "%DOWNSTREAM_LOCAL_ADDRESS%"})
+    refused.filter.response_flag_filter.flags.append("NR")
+    chains = [
+        # As for `inbound`: a listener without any chain would be rejected, and the old one kept.
+        part.FilterChain(name="nobody", filters=[part.Filter(name="close", typed_config=tls.packed(Close()))]),
+        *(
+            part.FilterChain(name=cluster, filters=_outbound_filters(cluster, {"protocol": protocol}))
+            for cluster, protocol in services.items()
+        ),
+    ]
+    if passthrough:
+        log = _log("passthrough", _COMMON_LOG)
+        proxy = _tcp_proxy(transparent.PASSTHROUGH, transparent.PASSTHROUGH, log)
+        chains.append(part.FilterChain(name=transparent.PASSTHROUGH, filters=[proxy]))
+    original = listener.Listener(
+        name=OUTBOUND,
+        address=socket_address("127.0.0.1", port),
+        filter_chains=chains,
+        filter_chain_matcher=transparent.matcher(ports),
+        access_log=[refused],
+        traffic_direction=TrafficDirection.OUTBOUND,
+    )
+    original.listener_filters.add(name="original_dst", typed_config=tls.packed(OriginalDst()))
+    return original
+
+
+def _outbound_filters(cluster: str, config: Mapping[str, Any]) -> list[part.Filter]:
+    if protocol_of(config) != "tcp":
+        return [_http_filter(_manager(cluster, "outbound", cluster, {}, config))]
+    attempts = UInt32Value(value=1 + _RETRIES)
+    return [_tcp_proxy(cluster, cluster, _log("outbound", _COMMON_LOG), max_connect_attempts=attempts)]
 
 
 def _http_filter(manager: http.HttpConnectionManager) -> part.Filter:

@@ -20,6 +20,7 @@ LEAF = "leaf"
 ROOTS = "roots"
 LOCAL_APP = "local_app"
 INBOUND = "inbound"
+OUTBOUND = "outbound"
 INTENTIONS = "intentions"
 HTTP_PROTOCOLS = ("http", "http2", "grpc")
 
