@@ -6,8 +6,10 @@ import contextlib
 import logging
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
+
+import msgspec
 
 from mesh_agent import __version__
 from mesh_agent.agent.probes.client import Probes
@@ -33,7 +35,7 @@ from mesh_agent.gossip import Event, Member
 from mesh_agent.http.api import Api
 from mesh_agent.http.deps import Deps
 from mesh_agent.http.internal import SUBSCRIBE
-from mesh_agent.http.message import Response
+from mesh_agent.http.message import Request, Response, parse_target
 from mesh_agent.http.scope import FORWARDED
 from mesh_agent.http.server import FrameStream, HttpServer
 from mesh_agent.model import Node, Topic
@@ -330,6 +332,7 @@ class Agent:
             leafs=self._leafs,
             metrics=self._metrics,
             default_intention=self.config.default_intention,
+            names=self._services_of,
         )
         group.create_task(configs.run())
         self._ads = AdsServer(configs, self._metrics)
@@ -341,6 +344,20 @@ class Agent:
             identity = self._trust.identity
             admit = self._kubernetes.pods.admit
             await self._ads.start_tls(self.config.bind_addr, port, lambda: identity.credential, admit)
+
+    async def _services_of(self, datacenter: str, index: int) -> tuple[list[str], int]:
+        """Names of the services of a datacenter; waits until they are others than at `index`."""
+        query = {"dc": datacenter, "index": str(index), "wait": "120s"}
+        target = "/v1/catalog/services?" + "&".join(f"{key}={value}" for key, value in query.items())
+        path, parsed = parse_target(target)
+        answer = self._api.handle(Request("GET", path, parsed, target=target))
+        response = await answer if isinstance(answer, Awaitable) else answer
+        if not isinstance(response, Response) or response.status != 200:
+            reason = response.body.decode("utf-8", "replace") if isinstance(response, Response) else "no answer"
+            raise Unreachable(f"the services of {datacenter}: {reason}")
+        return list(msgspec.json.decode(response.body, type=dict[str, list[str]])), int(
+            response.header("X-Consul-Index") or 0
+        )
 
     # pools
 

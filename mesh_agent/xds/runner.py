@@ -6,15 +6,16 @@ once, however much changed in this one. A View that was handed out once is kept:
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, TypeGuard, TypeVar
 
 from mesh_agent.ca.runner import Leaf
 from mesh_agent.catalog import config_entries
 from mesh_agent.catalog.reader import CatalogReader
 from mesh_agent.catalog.view import View
 from mesh_agent.errors import LocalProtocolError, MeshError, NotFound
-from mesh_agent.model import Service, Topic
+from mesh_agent.model import SERVERS, Instance, Service, Topic
 from mesh_agent.telemetry import Metrics
 from mesh_agent.xds.inputs import Destination, Inputs, Mesh, destinations
 from mesh_agent.xds.snapshot import Snapshot
@@ -26,7 +27,12 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Stop = Callable[[], None]
+Names = Callable[[str, int], Awaitable[tuple[list[str], int]]]
+"""(datacenter, index) -> names of its services and their index; waits until that is another one than was given."""
+
 _LAST_RETRY_S = 15.0
+_NAMES_PAUSE_S = 0.1
+_SIDECAR = "-sidecar-proxy"
 
 
 class LocalProxies(Protocol):
@@ -67,8 +73,9 @@ class FollowedProxy:
         self.gone = False
         self.leaf: Leaf | None = None
         self.federated: View | None = None
-        self.endpoints: dict[Destination, View] = {}
-        self.waiting: set[Destination] = set()
+        self.views: dict[Topic, View] = {}
+        self.waiting: set[Topic] = set()
+        self.reach: tuple[Destination, ...] = ()
         self.tasks: set[asyncio.Task[None]] = set()
         self.stops: dict[object, Stop] = {}
         self._mesh = mesh
@@ -81,12 +88,7 @@ class FollowedProxy:
         roots = tuple(root.certificate_pem for root in self.federated.roots())
         if not roots:
             return False
-        wanted = destinations(self.service, self._mesh.datacenter)
-        endpoints = {
-            each: self.endpoints[each].instances(each.service, connect=True)
-            for each in wanted
-            if each in self.endpoints
-        }
+        explicit = destinations(self.service, self._mesh.datacenter)
         inputs = Inputs(
             mesh=self._mesh,
             proxy=config_entries.resolved(self.service, self.federated),
@@ -94,10 +96,20 @@ class FollowedProxy:
             key_pem=self.leaf.key_pem,
             roots=roots,
             intentions=tuple(self.federated.intentions()),
-            endpoints=endpoints,
+            endpoints=self._instances({*explicit, *self.reach}, connect=True),
+            reach=self.reach,
+            instances=self._instances(self.reach, connect=False),
         )
         previous, self.snapshot = self.snapshot, self._builder.build(inputs)
         return previous is None or previous.tables != self.snapshot.tables
+
+    def _instances(self, wanted: Iterable[Destination], *, connect: bool) -> dict[Destination, tuple[Instance, ...]]:
+        kind = "connect" if connect else "service"
+        return {
+            each: view.instances(each.service, connect=connect)
+            for each in wanted
+            if (view := self.views.get(Topic(each.datacenter, kind, each.service))) is not None
+        }
 
 
 class ProxyConfigs:
@@ -113,10 +125,14 @@ class ProxyConfigs:
         leafs: Leafs,
         metrics: Metrics,
         default_intention: str = "deny",
+        names: Names | None = None,
         first_answer_s: float = 2.0,
         first_retry_s: float = 0.5,
     ) -> None:
-        """`first_answer_s`: how long a new proxy waits for an upstream's endpoints; `first_retry_s`: the first pause after a failed question."""
+        """`names` tells which services a datacenter has, for transparent proxies whose intentions name none.
+
+        `first_answer_s`: how long a new proxy waits for an upstream's endpoints; `first_retry_s`: the first pause after a failed question.
+        """
         self._mesh = Mesh(trust_domain, datacenter, default_intention == "allow")
         self._catalog = catalog
         self._local = local
@@ -124,6 +140,9 @@ class ProxyConfigs:
         self._metrics = metrics
         self._first_answer_s = first_answer_s
         self._first_retry_s = first_retry_s
+        self._names = names
+        self._services: dict[str, frozenset[str]] = {}
+        self._asking: set[str] = set()
         self._followed: dict[str, FollowedProxy] = {}
         self._stale: set[str] = set()
         self._tasks: asyncio.TaskGroup | None = None
@@ -173,7 +192,7 @@ class ProxyConfigs:
         followed = self._followed[proxy_id] = FollowedProxy(service, self._mesh, Builder(self._cache))
         self._listen_to_leaf(proxy_id, followed)
         self._spawn(followed, self._find_federated(proxy_id, followed))
-        self._follow_upstreams(proxy_id, followed)
+        self._follow_topics(proxy_id, followed)
         return followed
 
     def _forget(self, proxy_id: str) -> None:
@@ -216,39 +235,91 @@ class ProxyConfigs:
         topic = Topic(self._mesh.datacenter, "federated")
         view = await self._persist("intentions and roots", lambda: self._catalog.ensure(topic))
         followed.federated = view
-        followed.stops[topic] = view.listen(topic, lambda _: self._mark(proxy_id))
+        followed.stops[topic] = view.listen(topic, lambda _: self._policy_changed(proxy_id, followed))
+        self._policy_changed(proxy_id, followed)
+
+    def _policy_changed(self, proxy_id: str, followed: FollowedProxy) -> None:
+        """Intentions, roots or names of services are others than before: the proxy may reach others, too."""
+        reach = self._reach(followed)
+        if reach != followed.reach:
+            followed.reach = reach
+            self._follow_topics(proxy_id, followed)
         self._mark(proxy_id)
 
-    def _follow_upstreams(self, proxy_id: str, followed: FollowedProxy) -> None:
-        wanted = destinations(followed.service, self._mesh.datacenter)
-        for known in [each for each in followed.stops if isinstance(each, Destination) and each not in wanted]:
+    def _reach(self, followed: FollowedProxy) -> tuple[Destination, ...]:
+        proxy = followed.service.proxy
+        if proxy is None or proxy.mode != "transparent" or followed.federated is None:
+            return ()
+        from mesh_agent.xds.transparent import permitted
+
+        allowed = permitted(
+            followed.federated.intentions(), proxy.destination_service, default_allow=self._mesh.default_allow
+        )
+        found: list[Destination] = []
+        for datacenter in self._catalog.datacenters():
+            if allowed.others:
+                self._ask_names(datacenter)
+            names = allowed.of(self._services.get(datacenter, frozenset()))
+            found += [Destination(datacenter, name) for name in sorted(names)]
+        return tuple(found)
+
+    def _ask_names(self, datacenter: str) -> None:
+        if self._names is not None and datacenter not in self._asking and self._tasks is not None:
+            self._asking.add(datacenter)
+            self._tasks.create_task(self._follow_names(datacenter, self._names))
+
+    async def _follow_names(self, datacenter: str, ask: Names) -> None:
+        """Keep the names of a datacenter's services while somebody may call any of them."""
+        index = 0
+        while True:
+            names, index = await self._persist(
+                f"the services of {datacenter}", partial(ask, datacenter, index), level=logging.DEBUG
+            )
+            fresh = frozenset(name for name in names if not name.endswith(_SIDECAR) and name != SERVERS)
+            if fresh != self._services.get(datacenter):
+                self._services[datacenter] = fresh
+                for proxy_id, followed in tuple(self._followed.items()):
+                    self._policy_changed(proxy_id, followed)
+            await asyncio.sleep(_NAMES_PAUSE_S)
+
+    def _follow_topics(self, proxy_id: str, followed: FollowedProxy) -> None:
+        """Follow the endpoints of what the proxy calls, and the addresses of what its application may dial."""
+        explicit = {
+            Topic(each.datacenter, "connect", each.service)
+            for each in destinations(followed.service, self._mesh.datacenter)
+        }
+        wanted = explicit | {
+            Topic(each.datacenter, kind, each.service) for each in followed.reach for kind in ("connect", "service")
+        }
+        for known in [each for each in followed.stops if _is_of_service(each) and each not in wanted]:
             followed.stops.pop(known)()
-            followed.endpoints.pop(known, None)
+            followed.views.pop(known, None)
             followed.waiting.discard(known)
-        for each in wanted:
-            if each not in followed.stops:
-                followed.stops[each] = _nothing
-                followed.waiting.add(each)
-                self._spawn(followed, self._find_endpoints(proxy_id, followed, each))
+        for topic in wanted:
+            if topic not in followed.stops:
+                followed.stops[topic] = _nothing
+                # A proxy that runs is not held up by one more service that it may reach.
+                if topic in explicit or followed.snapshot is None:
+                    followed.waiting.add(topic)
+                level = logging.WARNING if topic in explicit else logging.DEBUG
+                self._spawn(followed, self._find(proxy_id, followed, topic, level))
 
-    async def _find_endpoints(self, proxy_id: str, followed: FollowedProxy, wanted: Destination) -> None:
-        topic = Topic(wanted.datacenter, "connect", wanted.service)
-
+    async def _find(self, proxy_id: str, followed: FollowedProxy, topic: Topic, level: int) -> None:
         def late() -> None:
-            followed.waiting.discard(wanted)
+            followed.waiting.discard(topic)
             self._mark(proxy_id)
 
         # An upstream that cannot be found must not hold up the others: soon it counts as empty, and is filled in when it is there.
         patience = asyncio.get_running_loop().call_later(self._first_answer_s, late)
         try:
             view = await self._persist(
-                f"the endpoints of {wanted.service} in {wanted.datacenter}", lambda: self._catalog.ensure(topic)
+                f"the endpoints of {topic.name} in {topic.datacenter}", lambda: self._catalog.ensure(topic), level=level
             )
         finally:
             patience.cancel()
-        if wanted in followed.stops:
-            followed.endpoints[wanted] = view
-            followed.stops[wanted] = view.listen(topic, lambda _: self._mark(proxy_id))
+        if topic in followed.stops:
+            followed.views[topic] = view
+            followed.stops[topic] = view.listen(topic, lambda _: self._mark(proxy_id))
             late()
 
     def _registrations_changed(self) -> None:
@@ -264,7 +335,8 @@ class ProxyConfigs:
                 followed.service = service
                 if renamed:
                     self._listen_to_leaf(proxy_id, followed)
-                self._follow_upstreams(proxy_id, followed)
+                followed.reach = self._reach(followed)
+                self._follow_topics(proxy_id, followed)
                 self._mark(proxy_id)
 
     # -- rebuilding
@@ -293,16 +365,20 @@ class ProxyConfigs:
             )
             return False
 
-    async def _persist(self, what: str, ask: Callable[[], Awaitable[T]]) -> T:
+    async def _persist(self, what: str, ask: Callable[[], Awaitable[T]], *, level: int = logging.WARNING) -> T:
         """Ask until there is an answer, ever more slowly."""
         pause_s = self._first_retry_s
         while True:
             try:
                 return await ask()
             except (MeshError, OSError) as error:  # OSError: a leaf that cannot be written to disk
-                log.warning("sidecars wait for %s: %s", what, error)
+                log.log(level, "sidecars wait for %s: %s", what, error)
             await asyncio.sleep(pause_s)
             pause_s = min(_LAST_RETRY_S, pause_s * 2)
+
+
+def _is_of_service(key: object) -> TypeGuard[Topic]:
+    return isinstance(key, Topic) and key.kind in ("connect", "service")
 
 
 def _nothing() -> None:
