@@ -86,6 +86,9 @@ def build(root: Path, parts: dict[str, Wanted], arch: str, progress: Progress) -
     """Write images.tar and IMAGES of a Kubernetes version unless they are there and of these parts; says whether they had to be written."""
     kubernetes = parts["kubernetes"]
     folder = root / kubernetes.name
+    if layout.origin(folder).startswith("fetched "):
+        progress.line(f"{kubernetes.name} was fetched: so are its images (mesh artifacts fetch kubernetes)")
+        return False
     with lock(
         root,
         f"{kubernetes.name}-images",

@@ -13,21 +13,29 @@ from mesh_agent.artifacts.registry import Registry
 from mesh_agent.artifacts.runner import Progress, lock, scratch
 from mesh_agent.errors import ConfigError
 
+PINNED = Path(__file__).parent / "checksums.txt"
+
 
 def pins(path: Path | None) -> dict[str, str]:
-    """Checksums that the user pins, from a file of sha256sum's form; they win over what upstream publishes beside the download."""
-    return layout.parse_sums(path.read_text(encoding="utf-8"), str(path)) if path else {}
+    """The checksums that are pinned here, and those of the user's file (sha256sum's form), which win."""
+    chosen = [PINNED, *([path] if path else [])]
+    return {name: digest for each in chosen for name, digest in _read(each).items()}
 
 
-def expected(name: str, published: Mapping[str, str], pinned: Mapping[str, str], key: str, source: str) -> str:
-    """The digest that a download must have. `key` is `<artifact>/<name>`'s last part in a file of pins for several versions."""
-    found = published.get(name) or published.get("")
-    pin = pinned.get(key) or pinned.get(name)
-    if pin and found and pin != found:
-        raise ConfigError(f"{name}: pinned as {pin}, but {source} says {found}; nothing was fetched")
-    if not (pin or found):
-        raise ConfigError(f"{name}: no checksum of it in {source}")
-    return pin or found or ""
+def _read(path: Path) -> dict[str, str]:
+    try:
+        return layout.parse_sums(path.read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+
+
+def published(name: str, text: str, source: str) -> str:
+    """The digest of a file in a checksum file that upstream publishes."""
+    sums = layout.parse_sums(text, source)
+    digest = sums.get(name) or sums.get("")
+    if not digest:
+        raise ConfigError(f"{source}: holds no checksum of {name}")
+    return digest
 
 
 def fetch(
@@ -45,30 +53,30 @@ def fetch(
             result.mkdir()
             for wanted in downloads:
                 progress.line(f"  {wanted.url}")
-                _one(root, wanted, pinned, each.name, result, work)
+                _one(root, wanted, pinned, each, arch, work)
             put(root, each.name, result, f"fetched {downloads[0].url}")
     return True
 
 
-def _one(root: Path, wanted: Download, pinned: Mapping[str, str], artifact: str, result: Path, work: Path) -> None:
+def _one(root: Path, wanted: Download, pinned: Mapping[str, str], each: Wanted, arch: str, work: Path) -> None:
     name = wanted.url.rpartition("/")[2]
-    partial = root / ".cache/downloads" / f"{artifact}-{name}"
+    partial = root / ".cache/downloads" / f"{each.name}-{arch}-{name}"
     partial.parent.mkdir(parents=True, exist_ok=True)
-    sums = work / "sums"
-    download(wanted.sums, {}, sums)
-    published = layout.parse_sums(sums.read_text(encoding="utf-8"), wanted.sums)
-    sums.unlink()
-    digest = expected(name, published, pinned, f"{artifact}-{name}", wanted.sums)
+    digest = pinned.get(name if wanted.members else f"{name}-{each.version}-{arch}", "")
+    if not digest:
+        download(wanted.sums, {}, work / "sums")
+        digest = published(name, (work / "sums").read_text(encoding="utf-8", errors="replace"), wanted.sums)
+        (work / "sums").unlink()
     download(wanted.url, {}, partial)
     found = layout.sha256(partial)
     if found != digest:
         partial.unlink()
         raise ConfigError(f"{wanted.url}: the download has the SHA-256 {found}, not {digest}; it was thrown away")
     if wanted.members:
-        _take(partial, wanted.members, result)
+        _take(partial, wanted.members, work / "result")
     else:
-        shutil.copyfile(partial, result / name)
-        (result / name).chmod(0o755)
+        shutil.copyfile(partial, work / "result" / name)
+        (work / "result" / name).chmod(0o755)
     partial.unlink()
 
 

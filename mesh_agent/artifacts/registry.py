@@ -58,6 +58,7 @@ class Registry:
 
     def _manifest(self, repository: str, reference: str) -> bytes:
         path = self._cache / "manifest.json"
+        path.unlink(missing_ok=True)
         self._get(f"{self._base}/v2/{repository}/manifests/{reference}", {"Accept": ACCEPT}, path)
         content = path.read_bytes()
         path.unlink()
