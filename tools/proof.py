@@ -64,12 +64,14 @@ class Proof:
 
     def _members_of(self, server: str) -> list[list[str]]:
         found: list[dict[str, Any]] = json.loads(self.run(server, "mesh", "members", "-o", "json") or "[]")
-        rows = [[m["Name"], m["Addr"], m["Status"], m["Tags"]["role"]] for m in sorted(found, key=lambda m: m["Name"])]
-        wanted = {
-            each.name for each in self._lab.spec.hosts if each.datacenter == self._lab.spec.host(server).datacenter
-        }
-        self.failed += {row[0] for row in rows if row[2] == "alive"} != wanted
-        return rows
+        here = self._lab.spec.host(server).datacenter
+        wanted = {each.name for each in self._lab.spec.hosts if each.datacenter == here and each.boot}
+        self.failed += {member["Name"] for member in found if member["Status"] == 1} != wanted
+        roles = {"consul": "server", "node": "client"}
+        return [
+            [m["Name"], m["Addr"], STATUS.get(m["Status"], "?"), roles.get(m["Tags"].get("role", ""), "?")]
+            for m in sorted(found, key=lambda m: str(m["Name"]))
+        ]
 
 
 def prove(proof: Proof) -> None:
