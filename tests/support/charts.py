@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class Rendered:
     text: str
     complaint: str
 
-    @property
+    @cached_property
     def objects(self) -> list[Object]:
         """The manifests, hooks and tests included."""
         assert self.code == 0, self.complaint
@@ -60,6 +61,7 @@ def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([program("helm"), *arguments], capture_output=True, text=True, env=environment, check=False)
 
 
+@cache
 def render(
     *values: Path, settings: tuple[str, ...] = (), namespace: str = "mesh-system", release: str = "mesh"
 ) -> Rendered:
