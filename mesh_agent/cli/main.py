@@ -8,7 +8,19 @@ import sys
 
 import typer
 
-from mesh_agent.cli import agent, artifacts, catalog, config_entries, connect, injector, lab, members, sidecar, tools
+from mesh_agent.cli import (
+    agent,
+    artifacts,
+    catalog,
+    config_entries,
+    connect,
+    controllers,
+    injector,
+    lab,
+    members,
+    sidecar,
+    tools,
+)
 from mesh_agent.cli.output import complain
 from mesh_agent.errors import ConfigError, InvalidRequest, MeshError
 
@@ -20,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (agent, members, catalog, config_entries, connect, injector, tools):
+for module in (agent, members, catalog, config_entries, connect, controllers, injector, tools):
     module.register(app)
 app.add_typer(sidecar.app, name="sidecar", help="Run Envoy beside a service.")
 app.add_typer(artifacts.app, name="artifacts", help="Programs and images of Kubernetes and of the mesh.")

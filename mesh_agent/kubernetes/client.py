@@ -16,7 +16,14 @@ from urllib.parse import urlencode, urlsplit
 import httptools
 import msgspec
 
-from mesh_agent.errors import MeshError, NotFound, PermissionDenied, Unreachable
+from mesh_agent.errors import (
+    InvalidRequest,
+    MeshError,
+    NotFound,
+    PermissionDenied,
+    StoreConflict,
+    Unreachable,
+)
 from mesh_agent.http.client import HttpClient
 
 Object = dict[str, Any]
@@ -73,7 +80,7 @@ class KubernetesApi:
     async def request(
         self, method: str, path: str, body: Object | None = None, *, content_type: str = "application/json"
     ) -> Object:
-        """One request; NotFound, PermissionDenied, Gone or Unreachable with the API server's own words."""
+        """One request; NotFound, PermissionDenied, InvalidRequest, StoreConflict (409), Gone or Unreachable with the API server's own words."""
         headers = self._headers()
         self._load_roots()
         payload = b""
@@ -232,4 +239,8 @@ def _error(status: int, body: bytes, what: str) -> MeshError:
         return Gone(text)
     if status in (401, 403):
         return PermissionDenied(text)
+    if status == 409:
+        return StoreConflict(text)
+    if status in (400, 422):
+        return InvalidRequest(text)
     return NotFound(text) if status == 404 else Unreachable(text)
