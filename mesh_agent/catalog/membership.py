@@ -54,17 +54,28 @@ def plan(view: View, found: Iterable[Liveness], *, settled: bool) -> Plan:
             puts |= _kept(view, each)
     for node in view.nodes() if settled else ():
         health = view.checks_of(node.name).get(SERF_HEALTH)
-        if node.name not in known and health is not None and health.status is not Status.CRITICAL:
+        if (
+            node.name not in known
+            and not _is_external(node)
+            and health is not None
+            and health.status is not Status.CRITICAL
+        ):
             puts |= _health(node.name, alive=False)
     return Plan(puts, deletes)
 
 
 def _of_node(view: View, name: str) -> list[str]:
-    if view.record(keys.node(name)) is None:
+    node = view.node(name)
+    if node is None or node.name != name or _is_external(node):
         return []
     services = [keys.service(name, service_id) for service_id in view.services_of(name)]
     checks = [keys.check(name, check_id) for check_id in view.checks_of(name)]
     return [keys.node(name), *services, *checks]
+
+
+def _is_external(node: Node) -> bool:
+    """A node that stands for things without an agent (`external-node`, as in Consul): gossip has nothing to say of it."""
+    return node.meta.get("external-node") == "true"
 
 
 def _kept(view: View, each: Liveness) -> dict[str, bytes]:

@@ -11,14 +11,8 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,58}[a-z0-9])?\Z")
 NODE_PORT_ADDRESSES = ("ExternalFirst", "ExternalOnly", "InternalOnly")
 
 
-def _camel(name: str) -> str:
-    """As the chart's values are written: `node_port_addresses` is nodePortAddresses, `cluster_ip` clusterIP."""
-    first, *others = name.split("_")
-    return first + "".join("IP" if each == "ip" else each.title() for each in others)
-
-
-class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename=_camel):
-    """Written in JSON as the chart's values are. A typo is an error, not a setting that does nothing."""
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A typo is an error, not a setting that does nothing."""
 
 
 class ToMesh(Section, frozen=True, kw_only=True):

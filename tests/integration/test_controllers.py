@@ -226,7 +226,7 @@ async def test_services_of_the_mesh_are_names_in_the_cluster(town: Town) -> None
     for name in ("db", "taken"):
         await town.agent.put("/v1/agent/service/register", {"Name": name, "Port": 1})
     await town.service("web", "10.1.0.1")
-    async with town.controllers(toKubernetes={"enabled": True}):
+    async with town.controllers(to_kubernetes={"enabled": True}):
         found = await town.until_there(f"{services}/db")
         assert found["spec"]["externalName"] == "db.service.dc1.mesh"
         assert found["metadata"]["labels"] == {MANAGED_BY: MANAGER}
@@ -298,7 +298,7 @@ async def test_a_resource_is_an_entry_from_its_creation_to_its_end(town: Town) -
 
 
 async def test_a_status_that_is_told_is_not_told_again(town: Town) -> None:
-    async with town.controllers(resyncS=0.2) as controllers:
+    async with town.controllers(resync_s=0.2) as controllers:
         await town.create(
             DEFAULTS, {**_typed("ServiceDefaults"), "metadata": {"name": "api"}, "spec": {"protocol": "http"}}
         )

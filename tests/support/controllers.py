@@ -76,7 +76,7 @@ class Town:
     async def controllers(self, name: str = "one", **settings: Any) -> AsyncIterator[Controllers]:
         """Controllers of this process, from here to the end of the block."""
         given = load(
-            json.dumps({"leaseS": LEASE_S, "resyncS": 5.0} | settings), cluster="c1", namespace=SYSTEM, identity=name
+            json.dumps({"lease_s": LEASE_S, "resync_s": 5.0} | settings), cluster="c1", namespace=SYSTEM, identity=name
         )
         mesh = Mesh(f"https://{self.agent.address}:8504", self.ca_file, self.token_file)
         api = KubernetesApi(self.kube.url, str(self.kube.ca_file), str(self.kube.token_file))
@@ -206,7 +206,7 @@ class ControllersProcess:
         self._town, self.name = town, name
         self.port = free_port()
         self.log = town.directory / f"controllers-{name}.log"
-        self._settings = json.dumps({"leaseS": LEASE_S, "resyncS": 5.0} | settings)
+        self._settings = json.dumps({"lease_s": LEASE_S, "resync_s": 5.0} | settings)
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> "ControllersProcess":

@@ -8,20 +8,15 @@ from mesh_agent.controllers.settings import load
 from mesh_agent.errors import ConfigError
 
 
-def test_they_are_written_as_the_chart_s_values() -> None:
+def test_they_are_a_json_object() -> None:
     given = {
-        "toMesh": {
-            "byDefault": True,
-            "clusterIP": False,
-            "nodePortAddresses": "InternalOnly",
-            "namespaceSuffix": False,
-        },
-        "toKubernetes": {"enabled": True, "datacenters": ["dc2"]},
-        "bundleNamespaces": ["team-*"],
+        "to_mesh": {"by_default": True, "cluster_ip": False, "node_port_addresses": "InternalOnly"},
+        "to_kubernetes": {"enabled": True, "datacenters": ["dc2"]},
+        "bundle_namespaces": ["team-*"],
     }
     found = load(json.dumps(given), cluster="c1", namespace="mesh-system", identity="a")
     assert (found.cluster, found.namespace, found.identity) == ("c1", "mesh-system", "a")
-    assert (found.to_mesh.by_default, found.to_mesh.cluster_ip, found.to_mesh.namespace_suffix) == (True, False, False)
+    assert (found.to_mesh.by_default, found.to_mesh.cluster_ip, found.to_mesh.namespace_suffix) == (True, False, True)
     assert found.to_kubernetes.datacenters == ("dc2",)
     assert found.bundle_namespaces == ("team-*",)
 
@@ -30,8 +25,8 @@ def test_they_are_written_as_the_chart_s_values() -> None:
     ("text", "cluster", "wrong"),
     [
         ("{", "c1", "settings are wrong"),
-        ('{"toMesh": {"byDefualt": true}}', "c1", "byDefualt"),
-        ('{"toMesh": {"nodePortAddresses": "Any"}}', "c1", "ExternalFirst"),
+        ('{"to_mesh": {"by_defualt": true}}', "c1", "by_defualt"),
+        ('{"to_mesh": {"node_port_addresses": "Any"}}', "c1", "ExternalFirst"),
         ("{}", "C 1", "cluster's name"),
     ],
 )
