@@ -26,11 +26,19 @@ def tags(kubeadm: Path, version: str) -> dict[str, str]:
     return by_name(output([kubeadm, "config", "images", "list", "--kubernetes-version", f"v{version}"]))
 
 
-def cached_layer(root: Path, key: str, entries: Iterable[Entry]) -> Layer:
-    """The layer of this key, written if it is not in the cache; `entries` must be a generator that costs nothing until it is used."""
-    path = root / ".cache/layers" / f"{key}.tar"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return open_layer(path) if path.is_file() else write_layer(path, entries)
+def cached_layer(root: Path, name: str, key: str, entries: Iterable[Entry]) -> Layer:
+    """The layer of this key, written if it is not in the cache; older ones of the name leave the cache.
+
+    `entries` is used for a layer that has to be written alone: make it a generator.
+    """
+    cache = root / ".cache/layers"
+    cache.mkdir(parents=True, exist_ok=True)
+    path = cache / f"{name}-{key}.tar"
+    layer = open_layer(path) if path.is_file() else write_layer(path, entries)
+    for old in cache.glob(f"{name}-{'?' * len(key)}.tar"):
+        if old != path:
+            old.unlink(missing_ok=True)
+    return layer
 
 
 def program_layer(root: Path, folder: Path) -> Layer:
@@ -46,7 +54,7 @@ def program_layer(root: Path, folder: Path) -> Layer:
     key = layout.fingerprint(
         [_FORMAT, folder.name, (folder / layout.SUMS).read_bytes(), *(path.name for path in chosen)]
     )
-    return cached_layer(root, f"{folder.name}-{key}", entries)
+    return cached_layer(root, folder.name, key, entries)
 
 
 def _config(version: str, **more: object) -> dict[str, object]:
@@ -64,7 +72,7 @@ def images(root: Path, parts: dict[str, Wanted], wanted: dict[str, str], tree: P
             *(entry.content.read_bytes() for entry in nft if isinstance(entry.content, Path)),
         ]
     )
-    filters = cached_layer(root, f"nft-{key}", nft)
+    filters = cached_layer(root, "nft", key, nft)
     made = {
         name: Image(wanted[name], [layers["kubernetes"]], _config(parts["kubernetes"].version))
         for name in CONTROL_PLANE

@@ -160,7 +160,7 @@ def _layers(root: Path, wheelhouse: Path, machine: str, work: Path, tree: Path) 
         "envoy": _envoy(envoy),
         "agent": _agent(agent, python, work / "agent"),
     }
-    return agent.version, [cached_layer(root, f"mesh-{name}-{key}", made[name]) for name, key in keys.items()]
+    return agent.version, [cached_layer(root, f"mesh-{name}", key, made[name]) for name, key in keys.items()]
 
 
 def build(root: Path, wheelhouse: Path, machine: str, progress: Progress) -> str:
