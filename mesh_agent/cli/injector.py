@@ -18,6 +18,8 @@ from mesh_agent.injector.names import CA_FILE, TOKEN_FILE
 from mesh_agent.injector.settings import InjectorSettings
 from mesh_agent.telemetry import configure_logging
 
+_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -38,17 +40,19 @@ def run(
     agent_port: Annotated[int, typer.Option(min=1, max=65535, help="The agent's port for pods.")] = 8504,
     token_file: Annotated[Path, typer.Option(help="Service account token of the audience `mesh`.")] = Path(TOKEN_FILE),
     ca_file: Annotated[Path, typer.Option(help="The trust bundle (PEM).")] = Path(CA_FILE),
+    kubernetes_api: Annotated[str, typer.Option(help="URL of the API server; default: as a pod finds it.")] = "",
+    kubernetes_ca_file: Annotated[Path, typer.Option(help="Roots of the API server.")] = _ACCOUNT / "ca.crt",
+    kubernetes_token_file: Annotated[Path, typer.Option(help="Token for the API server.")] = _ACCOUNT / "token",
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Answer the API server's admission reviews until SIGTERM (runs in a pod of the chart)."""
     # Here, not above: every other command would pay for what this one alone needs.
-    from mesh_agent.injector.runner import Injector, Options, Peer, in_cluster, serve
+    from mesh_agent.injector.runner import Injector, Options, Peer, serve
 
     configure_logging(log_level, "auto")
-    host = f"[{node_ip}]" if ":" in node_ip else node_ip
     options = Options(
-        agent=Peer(f"https://{host}:{agent_port}", ca_file, token_file),
-        api_server=in_cluster(dict(os.environ)),
+        agent=Peer(f"https://{_url_host(node_ip)}:{agent_port}", ca_file, token_file),
+        api_server=Peer(kubernetes_api or _api_server(), kubernetes_ca_file, kubernetes_token_file),
         configuration=configuration,
         dns_names=(f"{service}.{namespace}.svc",),
         port=port,
@@ -69,3 +73,12 @@ def _settings(text: str, defaults: InjectorSettings) -> InjectorSettings:
 
 
 _KNOWN = sorted(InjectorSettings.__dataclass_fields__)
+
+
+def _api_server() -> str:
+    host = os.environ.get("KUBERNETES_SERVICE_HOST", "kubernetes.default.svc")
+    return f"https://{_url_host(host)}:{os.environ.get('KUBERNETES_SERVICE_PORT', '443')}"
+
+
+def _url_host(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -158,14 +158,3 @@ async def serve(injector: Injector) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     await injector.run(stopping)
-
-
-def in_cluster(environ: dict[str, str]) -> Peer:
-    """The API server as a pod finds it."""
-    host, port = (
-        environ.get("KUBERNETES_SERVICE_HOST", "kubernetes.default.svc"),
-        environ.get("KUBERNETES_SERVICE_PORT", "443"),
-    )
-    directory = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-    shown = f"[{host}]" if ":" in host else host
-    return Peer(f"https://{shown}:{port}", directory / "ca.crt", directory / "token")
