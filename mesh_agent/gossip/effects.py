@@ -106,7 +106,9 @@ class Noticed:
 
 @dataclass(frozen=True, slots=True)
 class KeyringChanged:
-    """A member of the pool changed our keyring on its order: write it to disk."""
+    """A member of the pool had our keyring changed: write it to disk, then call `Messenger.keyring_kept`, which answers the order."""
+
+    order: Query
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from mesh_agent.gossip.swim import State, Swim
 
 INTERNAL = "_serf_"
 _RELAY_DELEGATE = 5
+_RESPONSE_BYTES = 64
 
 
 @dataclass(slots=True)
@@ -43,8 +44,8 @@ class Messenger:
     ) -> None:
         self.events = LamportClock()
         self.queries = LamportClock()
-        self.event_queue = Broadcasts(config.retransmit_mult)
-        self.query_queue = Broadcasts(config.retransmit_mult)
+        self.event_queue = Broadcasts(config.retransmit_mult, largest_bytes=swim.largest_payload_bytes)
+        self.query_queue = Broadcasts(config.retransmit_mult, largest_bytes=swim.largest_payload_bytes)
         self._config = config
         self._swim = swim
         self._tags = tags
@@ -68,7 +69,8 @@ class Messenger:
         """An event, heard or our own."""
         self.events.witness(message.lamport)
         if self._seen_events.add(message.lamport, (message.name, message.payload), self.events.time):
-            self.event_queue.queue("", wire.encode(message))
+            if not self.event_queue.queue("", wire.encode(message)):
+                self._swim.emit(Noticed(f"event {message.name!r} is too large to be passed on"))
             self._swim.emit(UserEvent(message.lamport, message.name, message.payload, message.coalesce))
 
     def seen_events(self) -> tuple[tuple[int, tuple[tuple[str, bytes], ...]], ...]:
@@ -139,12 +141,15 @@ class Messenger:
             now + message.timeout_s,
             message.relay,
         )
-        if message.flags & wire.FLAG_ACK:
-            self._answer(query, b"", wire.FLAG_ACK, now)
-        if message.name.startswith(INTERNAL):
-            self._answer_internal(query, now)
-        else:
-            self._swim.emit(query)
+        try:
+            if message.flags & wire.FLAG_ACK:
+                self._answer(query, b"", wire.FLAG_ACK, now)
+            if message.name.startswith(INTERNAL):
+                self._answer_internal(query, now)
+            else:
+                self._swim.emit(query)
+        except InvalidRequest as error:
+            self._swim.emit(Noticed(f"query {query.name!r} of {query.source!r} is not answered: {error}"))
 
     def respond(self, query: Query, payload: bytes, now: float) -> None:
         """Answer a query; after its end it is ignored."""
@@ -160,6 +165,8 @@ class Messenger:
         if query.source == self._swim.name:
             self.on_response(message, now)
             return
+        if not all(query.reply_to):
+            raise InvalidRequest("it has no address to answer to")
         self._swim.tell_address(query.reply_to, encoded)
         if query.relay:
             self._relay(query, encoded)
@@ -194,19 +201,32 @@ class Messenger:
             if name != self._swim.name:
                 self._answer(query, self._conflict(name), 0, now)
         elif kind in ("install-key", "use-key", "remove-key", "list-keys"):
-            self._answer(query, self._operate_keys(kind, query.payload), 0, now)
+            self._operate_keys(kind, query, now)
 
-    def _operate_keys(self, operation: str, payload: bytes) -> bytes:
+    def _operate_keys(self, operation: str, query: Query, now: float) -> None:
+        """A change is answered once it is on disk: whoever rotates keys must not believe in one that a restart undoes."""
         ring = self._keyring
         if ring is None:
-            return wire.encode_key_response(result=False, message="this pool is not encrypted: it has no keyring")
-        try:
-            if operation == "list-keys":
-                return wire.encode_key_response(result=True, keys=ring.keys(), primary=ring.primary)
-            key = wire.decode_key_request(payload)
-            {"install-key": ring.install, "use-key": ring.use, "remove-key": ring.remove}[operation](key)
-        except (InvalidRequest, RemoteProtocolError) as error:
-            self._swim.emit(Noticed(f"key operation {operation} refused: {error}"))
-            return wire.encode_key_response(result=False, message=str(error))
-        self._swim.emit(KeyringChanged())
-        return wire.encode_key_response(result=True)
+            self._refuse_keys(operation, query, "this pool is not encrypted: it has no keyring", now)
+        elif operation == "list-keys":
+            room = self._config.query_bytes - _RESPONSE_BYTES - len(self._swim.name.encode())
+            self._answer(query, wire.encode_keys(ring.keys(), ring.primary, room), 0, now)
+        else:
+            try:
+                key = wire.decode_key_request(query.payload)
+                {"install-key": ring.install, "use-key": ring.use, "remove-key": ring.remove}[operation](key)
+            except (InvalidRequest, RemoteProtocolError) as error:
+                self._refuse_keys(operation, query, str(error), now)
+            else:
+                self._swim.emit(KeyringChanged(query))
+
+    def keyring_kept(self, order: Query, error: str | None, now: float) -> None:
+        """The changed keyring is on disk, or could not be written: `error` says why. In memory it is changed in any case."""
+        if error is not None:
+            self._refuse_keys(order.name, order, f"the keyring is changed until the next restart only: {error}", now)
+            return
+        self._answer(order, wire.encode_key_response(result=True), 0, now)
+
+    def _refuse_keys(self, operation: str, query: Query, reason: str, now: float) -> None:
+        self._swim.emit(Noticed(f"key operation {operation} of {query.source!r} failed: {reason}"))
+        self._answer(query, wire.encode_key_response(result=False, message=reason[:200]), 0, now)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import random
 import socket
@@ -30,7 +31,7 @@ from mesh_agent.gossip.effects import (
 from mesh_agent.gossip.keyring import OVERHEAD, Keyring, decode_key
 from mesh_agent.gossip.member import Member, MemberStatus
 from mesh_agent.gossip.serf import Serf, Stage
-from mesh_agent.gossip.wire import Codec, StreamMessage
+from mesh_agent.gossip.wire import Codec, StreamMessage, encode_error
 from mesh_agent.telemetry import Metrics
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 _SOCKET_BUFFER = 2 * 1024 * 1024
 _MAX_STREAM_BYTES = 40 * 1024 * 1024
 _STREAMS = 128
+_LONG_BYTES = 256 * 1024
+_LULL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,8 @@ class Pool:
         self._udp: asyncio.DatagramTransport | None = None
         self._tcp: asyncio.Server | None = None
         self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at: float | None = None
+        self._stopped = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._streams = 0
         self._departed = asyncio.Event()
@@ -139,6 +144,7 @@ class Pool:
 
     async def stop(self) -> None:
         """Fall silent at once; the others find out by themselves unless `leave` was called."""
+        self._stopped = True
         if self._alarm is not None:
             self._alarm.cancel()
         if self._udp is not None:
@@ -253,8 +259,8 @@ class Pool:
         """Ask the pool; every answer that came in time. Ends early once each living member has answered."""
         alive = sum(member.status is MemberStatus.ALIVE for member in self.members)
         if timeout_s is None:
-            digits = len(str(alive + 1))
-            timeout_s = self.config.gossip_interval_s * self.config.query_timeout_mult * digits
+            scale = max(1, math.ceil(math.log10(alive + 1)))
+            timeout_s = self.config.gossip_interval_s * self.config.query_timeout_mult * scale
         key = self._machine.messenger.ask(name, payload, self._clock.now(), timeout_s=timeout_s, filters=filters)
         asked = self._asked[key] = _Asked(alive, [], asyncio.Event())
         try:
@@ -303,18 +309,23 @@ class Pool:
         return self._serf
 
     def _perform(self) -> None:
-        """Do what the machine wants, then set the alarm."""
+        """Do what the machine wants, then set the alarm. A stream may still end after `stop`: nobody is interested then."""
         machine = self._machine
+        if self._stopped:
+            return
         while effects := machine.take():
             for effect in effects:
                 self._do(effect)
         deadline = machine.swim.deadline()
+        if deadline is None or deadline == self._alarm_at:
+            return
         if self._alarm is not None:
             self._alarm.cancel()
-        if deadline is not None:
-            self._alarm = asyncio.get_running_loop().call_later(max(0.0, deadline - self._clock.now()), self._wake)
+        self._alarm_at = deadline
+        self._alarm = asyncio.get_running_loop().call_later(max(0.0, deadline - self._clock.now()), self._wake)
 
     def _wake(self) -> None:
+        self._alarm_at = None
         self._machine.swim.wake(self._clock.now())
         self._perform()
 
@@ -328,12 +339,21 @@ class Pool:
         elif isinstance(effect, Noticed):
             self._notice(effect)
         elif isinstance(effect, KeyringChanged):
-            if self.keyring is not None:
-                self._on_keyring(self.keyring)
+            self._keep_keyring(effect.order)
         elif isinstance(effect, Departed):
             self._departed.set()
         else:
             self._on_event(effect)
+
+    def _keep_keyring(self, order: Query) -> None:
+        error: str | None = None
+        try:
+            if self.keyring is not None:
+                self._on_keyring(self.keyring)
+        except OSError as broken:
+            error = str(broken)
+            log.error("the %s keyring cannot be written: %s", self._name, broken)
+        self._machine.messenger.keyring_kept(order, error, self._clock.now())
 
     def _answered(self, response: QueryResponse) -> None:
         asked = self._asked.get((response.lamport, response.id))
@@ -364,12 +384,20 @@ class Pool:
         now = self._clock.now()
         self._metrics.count("mesh_gossip_received_bytes_total", len(datagram))
         try:
-            for message in self._codec.decode_packet(datagram):
-                self._machine.swim.receive(message, sender, now)
+            messages = self._codec.decode_packet(datagram)
         except RemoteProtocolError as error:
-            self._metrics.count("mesh_gossip_junk_total", 1)
-            self._notice(Noticed(f"a packet of {sender[0]}:{sender[1]} is dropped: {error}"))
+            self._drop(sender, error)
+            return
+        for message in messages:
+            try:
+                self._machine.swim.receive(message, sender, now)
+            except RemoteProtocolError as error:  # the other messages of the packet may be good
+                self._drop(sender, error)
         self._perform()
+
+    def _drop(self, sender: Address, error: RemoteProtocolError) -> None:
+        self._metrics.count("mesh_gossip_junk_total", 1)
+        self._notice(Noticed(f"a packet of {sender[0]}:{sender[1]} is dropped: {error}"))
 
     def _spawn(self, work: Any) -> None:  # a coroutine
         task = asyncio.get_running_loop().create_task(work)
@@ -386,7 +414,8 @@ class Pool:
                     await writer.drain()
                     answer = await self._read(reader)
                 finally:
-                    writer.close()
+                    # All has been said, or the peer is stuck: what it has not taken it does not get.
+                    writer.transport.abort()
         except (OSError, TimeoutError) as error:
             log.debug("no exchange with %s:%s: %s", *effect.to, error or "timeout")
         except RemoteProtocolError as error:
@@ -397,19 +426,28 @@ class Pool:
             self._perform()
 
     async def _read(self, reader: asyncio.StreamReader) -> StreamMessage | None:
-        received = bytearray()
+        """One message. It is decoded when all of it can be there: of an encrypted one the length is known, of a long plain one when nothing more comes."""
+        received, wanted = bytearray(), 1
         while True:
-            part = await reader.read(65536)
+            part, lull = b"", False
+            try:
+                async with asyncio.timeout(_LULL_S if len(received) > _LONG_BYTES else None):
+                    part = await reader.read(65536)
+            except TimeoutError:
+                lull = True
             received += part
             if len(received) > _MAX_STREAM_BYTES:
                 raise RemoteProtocolError(f"a stream of more than {_MAX_STREAM_BYTES} bytes")
-            message = self._codec.decode_stream(bytes(received)) if received else None
-            if message is not None or not part:
+            if part and (len(received) < wanted or (self.keyring is None and len(received) > _LONG_BYTES)):
+                continue
+            message = self._codec.decode_stream(bytes(received)) if len(received) >= wanted else None
+            if message is not None or not (part or lull):
                 return message
+            wanted = self._codec.least_stream_bytes(received)
 
     async def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._streams >= _STREAMS or self._serf is None:
-            writer.close()
+        if self._streams >= _STREAMS or self._serf is None or self._stopped:
+            writer.transport.abort()
             return
         self._streams += 1
         peer = writer.get_extra_info("peername") or ("?", 0)
@@ -419,13 +457,19 @@ class Pool:
                     await self._serve(reader, writer)
         except (OSError, TimeoutError) as error:
             log.debug("a stream of %s broke off: %s", peer[0], error or "timeout")
+            writer.transport.abort()
         finally:
             self._streams -= 1
             writer.close()
             self._perform()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        request = await self._read(reader)
+        try:
+            request = await self._read(reader)
+        except RemoteProtocolError as error:
+            writer.write(self._codec.encode_stream(encode_error(str(error))))
+            await writer.drain()
+            raise
         if request is None:
             return
         answer = self._machine.swim.answer(request)

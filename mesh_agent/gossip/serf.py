@@ -35,6 +35,7 @@ from mesh_agent.gossip.swim import Node, State, Swim
 from mesh_agent.gossip.wire import Alive
 
 _MAX_TAGS = 512
+_MAX_INTENTS = 8192
 
 
 class Stage(Enum):
@@ -96,8 +97,8 @@ class Serf:
         self._known: dict[str, _Known] = {}
         self._intents: dict[str, _Intent] = {}
         self._joining = 0
-        self._queue = Broadcasts(config.retransmit_mult)
         self.swim = Swim(config, name, address, port, self, rng, meta=_meta(tags), overhead=overhead)
+        self._queue = Broadcasts(config.retransmit_mult, largest_bytes=self.swim.largest_payload_bytes)
         self.messenger = Messenger(config, self.swim, lambda: self._tags, keyring, rng, self._conflict)
 
     # shell interface
@@ -234,7 +235,7 @@ class Serf:
             self.messenger.on_query(message, now)
         elif isinstance(message, wire.ResponseMessage):
             self.messenger.on_response(message, now)
-        elif isinstance(message, wire.Relay):
+        elif isinstance(message, wire.Relay) and len(message.message) <= self.swim.largest_payload_bytes:
             self.swim.tell_address((message.address, message.port), message.message)
 
     def local_state(self, *, join: bool) -> bytes:
@@ -323,6 +324,8 @@ class Serf:
     def _remember(self, name: str, intent: _Intent) -> bool:
         before = self._intents.get(name)
         if before is not None and before.lamport >= intent.lamport:
+            return False
+        if before is None and len(self._intents) >= _MAX_INTENTS:
             return False
         self._intents[name] = intent
         return True

@@ -7,7 +7,7 @@ from typing import Any
 import msgpack
 
 from mesh_agent.errors import RemoteProtocolError
-from mesh_agent.gossip.wire import address_from_bytes, address_to_bytes, number, pack, raw, text, unpack
+from mesh_agent.gossip.wire import address_from_bytes, address_to_bytes, number, pack, port, raw, text, unpack
 
 LEAVE, JOIN, PUSH_PULL, USER_EVENT, QUERY, QUERY_RESPONSE, CONFLICT_RESPONSE, KEY_REQUEST, KEY_RESPONSE, RELAY = range(
     10
@@ -15,6 +15,10 @@ LEAVE, JOIN, PUSH_PULL, USER_EVENT, QUERY, QUERY_RESPONSE, CONFLICT_RESPONSE, KE
 FLAG_ACK, FLAG_NO_BROADCAST = 1, 2
 _TAGS_MAGIC = 0xFF
 _FILTER_NODES, _FILTER_TAG = 0, 1
+_MAX_LAMPORT = 1 << 62
+_MAX_TIMEOUT_NS = 3600 * 10**9
+_MAX_REGEX_STEPS = 10**7
+_MAX_STATE_LIST = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,21 +173,29 @@ def decode(payload: bytes) -> SerfMessage | None:
         return _decode_relay(payload)
     if kind not in _DECODERS:
         return None
-    decoded: SerfMessage = _DECODERS[kind](unpack(payload[1:]))
+    fields = unpack(payload[1:], longest_list=_MAX_STATE_LIST if kind == PUSH_PULL else EVENT_SLOTS)
+    decoded: SerfMessage = _DECODERS[kind](fields)
     return decoded
 
 
+def lamport(fields: dict[str, Any], key: str) -> int:
+    """A Lamport time. One near the end of its range would stop the clocks of the whole pool, as no later one could be sent."""
+    return number(fields, key, _MAX_LAMPORT)
+
+
 def _decode_relay(payload: bytes) -> Relay:
-    unpacker = msgpack.Unpacker(raw=True, strict_map_key=False)
+    unpacker = msgpack.Unpacker(raw=True, strict_map_key=False, max_buffer_size=len(payload), max_array_len=0)
     unpacker.feed(payload[1:])
     try:
         header = unpacker.unpack()
-        where = {key.decode(): value for key, value in header[b"DestAddr"].items()}
+        where = {_name(key): value for key, value in header[b"DestAddr"].items()}
+        name = _name(header.get(b"DestName", b""))
     except Exception as error:  # msgpack raises several unrelated types for junk
         raise RemoteProtocolError(f"broken relay: {error}") from error
-    name = header.get(b"DestName", b"")
-    target = address_from_bytes(raw(where, "IP"))
-    return Relay(target, number(where, "Port"), name.decode("utf-8", "replace"), payload[1 + unpacker.tell() :])
+    relay = Relay(address_from_bytes(raw(where, "IP")), port(where, "Port"), name, payload[1 + unpacker.tell() :])
+    if not relay.address or not relay.port or not relay.message:
+        raise RemoteProtocolError("a relay of nothing or to nowhere")
+    return relay
 
 
 def _decode_query(f: dict[str, Any]) -> QueryMessage:
@@ -191,44 +203,50 @@ def _decode_query(f: dict[str, Any]) -> QueryMessage:
     if not isinstance(filters, list) or not all(isinstance(each, bytes) for each in filters):
         raise RemoteProtocolError("broken filters")
     return QueryMessage(
-        number(f, "LTime"),
+        lamport(f, "LTime"),
         number(f, "ID"),
         address_from_bytes(raw(f, "Addr")),
-        number(f, "Port"),
+        port(f, "Port"),
         text(f, "SourceNode"),
         text(f, "Name"),
         raw(f, "Payload"),
-        number(f, "Timeout") / 1e9,
+        number(f, "Timeout", _MAX_TIMEOUT_NS) / 1e9,
         number(f, "Flags"),
-        number(f, "RelayFactor"),
+        number(f, "RelayFactor", 255),
         tuple(filters),
     )
 
 
 def _decode_state(f: dict[str, Any]) -> SerfState:
     lamports = f.get("StatusLTimes") or {}
-    left = f.get("LeftMembers") or []
-    if not isinstance(lamports, dict) or not isinstance(left, list):
+    if not isinstance(lamports, dict):
         raise RemoteProtocolError("broken serf state")
-    events = [slot for slot in f.get("Events") or [] if isinstance(slot, dict)]
+    times = {_name(name): time for name, time in lamports.items()}
     return SerfState(
-        number(f, "LTime"),
-        {_name(name): int(lamport) for name, lamport in lamports.items() if isinstance(lamport, int)},
-        tuple(_name(name) for name in left),
-        number(f, "EventLTime"),
-        tuple(_decode_slot(slot) for slot in events),
-        number(f, "QueryLTime"),
+        lamport(f, "LTime"),
+        {name: lamport(times, name) for name in times},
+        tuple(_name(name) for name in _list(f, "LeftMembers")),
+        lamport(f, "EventLTime"),
+        tuple(_decode_slot(slot) for slot in _list(f, "Events") if isinstance(slot, dict)),
+        lamport(f, "QueryLTime"),
     )
 
 
 def _decode_slot(slot: dict[Any, Any]) -> tuple[int, tuple[tuple[str, bytes], ...]]:
     fields = {_name(key): value for key, value in slot.items()}
     found = []
-    for event in fields.get("Events") or []:
+    for event in _list(fields, "Events"):
         if isinstance(event, dict):
             named = {_name(key): value for key, value in event.items()}
             found.append((text(named, "Name"), raw(named, "Payload")))
-    return number(fields, "LTime"), tuple(found)
+    return lamport(fields, "LTime"), tuple(found)
+
+
+def _list(fields: dict[str, Any], key: str) -> list[Any]:
+    value = fields.get(key) or []
+    if not isinstance(value, list):
+        raise RemoteProtocolError(f"{key} is not a list")
+    return value
 
 
 def _name(value: Any) -> str:  # a msgpack scalar
@@ -236,13 +254,13 @@ def _name(value: Any) -> str:  # a msgpack scalar
 
 
 _DECODERS: dict[int, Any] = {  # callables of different result types
-    LEAVE: lambda f: Leave(number(f, "LTime"), text(f, "Node"), bool(f.get("Prune"))),
-    JOIN: lambda f: Join(number(f, "LTime"), text(f, "Node")),
+    LEAVE: lambda f: Leave(lamport(f, "LTime"), text(f, "Node"), bool(f.get("Prune"))),
+    JOIN: lambda f: Join(lamport(f, "LTime"), text(f, "Node")),
     PUSH_PULL: _decode_state,
-    USER_EVENT: lambda f: EventMessage(number(f, "LTime"), text(f, "Name"), raw(f, "Payload"), bool(f.get("CC"))),
+    USER_EVENT: lambda f: EventMessage(lamport(f, "LTime"), text(f, "Name"), raw(f, "Payload"), bool(f.get("CC"))),
     QUERY: _decode_query,
     QUERY_RESPONSE: lambda f: ResponseMessage(
-        number(f, "LTime"), number(f, "ID"), text(f, "From"), raw(f, "Payload"), number(f, "Flags")
+        lamport(f, "LTime"), number(f, "ID"), text(f, "From"), raw(f, "Payload"), number(f, "Flags")
     ),
 }
 
@@ -257,7 +275,9 @@ def decode_tags(meta: bytes) -> dict[str, str]:
     if not meta or meta[0] != _TAGS_MAGIC:
         return {"role": meta.decode("utf-8", "replace")} if meta else {}
     try:
-        return {key: _name(value) for key, value in unpack(meta[1:]).items()}
+        return {
+            key.encode("latin-1").decode("utf-8", "replace"): _name(value) for key, value in unpack(meta[1:]).items()
+        }
     except Exception:  # metadata of a stranger: whatever it is, it is not tags
         return {}
 
@@ -283,9 +303,20 @@ def _matches(each: bytes, name: str, tags: dict[str, str]) -> bool:
         if each[:1] == bytes([_FILTER_NODES]):
             return name.encode() in msgpack.unpackb(each[1:], raw=True)
         fields = unpack(each[1:])
-        return re.search(text(fields, "Expr"), tags.get(text(fields, "Tag"), "")) is not None
+        expression, value = text(fields, "Expr"), tags.get(text(fields, "Tag"), "")
+        return _is_cheap(expression, value) and re.search(expression, value) is not None
     except Exception:  # junk of a stranger
         return False
+
+
+_REPEATED_GROUP = re.compile(r"\)[*+{]")
+
+
+def _is_cheap(expression: str, value: str) -> bool:
+    """Whether an expression of a stranger cannot take us long: what it may try grows with each repetition and each choice."""
+    repeats = sum(expression.count(sign) for sign in "*+{")
+    choices = expression.count("|") + expression.count("?")
+    return not _REPEATED_GROUP.search(expression) and (len(value) + 1) ** (repeats + 1) << choices <= _MAX_REGEX_STEPS
 
 
 def encode_conflict_response(
@@ -307,6 +338,16 @@ def decode_key_request(payload: bytes) -> bytes:
     if payload[:1] != bytes([KEY_REQUEST]):
         raise RemoteProtocolError("not a key request")
     return raw(unpack(payload[1:]), "Key")
+
+
+def encode_keys(keys: list[str], primary: str, largest_bytes: int) -> bytes:
+    """Answer to a question for the keys: as many as fit, and a word if they are not all."""
+    for count in range(len(keys), -1, -1):
+        note = "" if count == len(keys) else f"truncated key list response, showing first {count} of {len(keys)} keys"
+        answer = encode_key_response(result=True, message=note, keys=keys[:count], primary=primary)
+        if len(answer) <= largest_bytes:
+            break
+    return answer
 
 
 def encode_key_response(*, result: bool, message: str = "", keys: list[str] | None = None, primary: str = "") -> bytes:
@@ -332,5 +373,5 @@ def decode_key_response(node: str, payload: bytes) -> KeyResponse:
     if payload[:1] != bytes([KEY_RESPONSE]):
         raise RemoteProtocolError("not a key response")
     fields = unpack(payload[1:])
-    keys = tuple(_name(key) for key in fields.get("Keys") or [])
+    keys = tuple(_name(key) for key in _list(fields, "Keys"))
     return KeyResponse(node, bool(fields.get("Result")), text(fields, "Message"), keys, text(fields, "PrimaryKey"))

@@ -159,7 +159,7 @@ class Swim:
         self._token = 0
         self._order: list[str] = []
         self._turn = 0
-        self._queue = Broadcasts(config.retransmit_mult)
+        self._queue = Broadcasts(config.retransmit_mult, largest_bytes=self._budget - _COMPOUND_PART)
         self._suspicions: dict[str, Suspicion] = {}
         self._probes: dict[int, _Probe] = {}
         self._relays: dict[int, _Relay] = {}
@@ -170,6 +170,11 @@ class Swim:
         self._out: list[Effect] = []
         self._alive_count = 0
         self._own = (address, port, meta)
+
+    @property
+    def largest_payload_bytes(self) -> int:
+        """The largest message of the layer above that fits into a packet of gossip."""
+        return self._budget - _COMPOUND_PART - 1
 
     # shell interface
 

@@ -24,10 +24,15 @@ HAS_LABEL = 244
 
 MAX_DECOMPRESSED = 40 * 1024 * 1024
 MAX_USER_STATE = 20 * 1024 * 1024
-MAX_NODES = 1 << 20
+MAX_NODES = 1 << 17
 MAX_STREAM = 64 * 1024 * 1024
 _MAX_PARTS = 255
 _MAX_DEPTH = 8
+_MAX_MESSAGES = 1024
+_MAX_DATAGRAM = 256 * 1024
+_MAX_RATIO = 64
+_MAX_LIST = 8192
+_U16, _U32 = 0xFFFF, 0xFFFFFFFF
 
 OWN_VERSIONS = (1, 5, 2, 2, 5, 4)
 """Protocol min, max, current; delegate min, max, current."""
@@ -151,9 +156,21 @@ def pack(fields: dict[str, Any]) -> bytes:
     return msgpack.packb({key: fields[key] for key in sorted(fields)}, use_bin_type=False)  # type: ignore[no-any-return]
 
 
-def unpack(raw: bytes) -> dict[str, Any]:
-    """The map at the start of `raw`; trailing bytes are ignored, as peers do."""
-    return _Reader(raw).map()
+def unpack(packed: bytes, *, longest_list: int = _MAX_LIST) -> dict[str, Any]:
+    """The map at the start of `packed`; trailing bytes are ignored, as peers do. Lists are made before they are read, so their length has a limit."""
+    try:
+        value = msgpack.unpackb(packed, raw=True, strict_map_key=False, max_array_len=min(longest_list, len(packed)))
+    except msgpack.ExtraData as more:
+        value = more.unpacked
+    except Exception as error:  # msgpack raises several unrelated types for junk
+        raise RemoteProtocolError(f"broken msgpack: {error}") from error
+    return _named(value)
+
+
+def _named(value: Any) -> dict[str, Any]:  # whatever msgpack holds
+    if not isinstance(value, dict):
+        raise RemoteProtocolError("expected a msgpack map")
+    return {key.decode("latin-1") if isinstance(key, bytes) else str(key): item for key, item in value.items()}
 
 
 class _Incomplete(Exception):
@@ -164,9 +181,12 @@ class _Reader:
     """Reads maps one after another."""
 
     def __init__(self, raw: bytes) -> None:
-        self._raw = raw
         self._unpacker = msgpack.Unpacker(
-            raw=True, strict_map_key=False, max_buffer_size=MAX_STREAM, unicode_errors="surrogateescape"
+            raw=True,
+            strict_map_key=False,
+            max_buffer_size=max(1, len(raw)),
+            max_array_len=_MAX_LIST,
+            max_map_len=_MAX_LIST,
         )
         self._unpacker.feed(raw)
 
@@ -177,21 +197,24 @@ class _Reader:
             raise _Incomplete from error
         except Exception as error:  # msgpack raises several unrelated types for junk
             raise RemoteProtocolError(f"broken msgpack: {error}") from error
-        if not isinstance(value, dict):
-            raise RemoteProtocolError("expected a msgpack map")
-        return {key.decode("latin-1") if isinstance(key, bytes) else str(key): item for key, item in value.items()}
+        return _named(value)
 
     @property
     def position(self) -> int:
         return int(self._unpacker.tell())
 
 
-def number(fields: dict[str, Any], key: str) -> int:
-    """An integer field, 0 if it is missing."""
+def number(fields: dict[str, Any], key: str, largest: int = _U32) -> int:
+    """An integer field from 0 to `largest`, 0 if it is missing. What is out of range could not be sent on."""
     value = fields.get(key) or 0
-    if not isinstance(value, int):
-        raise RemoteProtocolError(f"{key} is not a number")
+    if not isinstance(value, int) or not 0 <= value <= largest:
+        raise RemoteProtocolError(f"{key} is not a number from 0 to {largest}")
     return int(value)
+
+
+def port(fields: dict[str, Any], key: str) -> int:
+    """A port."""
+    return number(fields, key, _U16)
 
 
 def text(fields: dict[str, Any], key: str) -> str:
@@ -277,7 +300,7 @@ _ENCODERS: dict[type, Callable[[Any], bytes]] = {
 
 def _decode_ping(f: dict[str, Any]) -> Ping:
     source = address_from_bytes(raw(f, "SourceAddr"))
-    return Ping(number(f, "SeqNo"), text(f, "Node"), source, number(f, "SourcePort"), text(f, "SourceNode"))
+    return Ping(number(f, "SeqNo"), text(f, "Node"), source, port(f, "SourcePort"), text(f, "SourceNode"))
 
 
 def _decode_indirect(f: dict[str, Any]) -> IndirectPing:
@@ -286,10 +309,10 @@ def _decode_indirect(f: dict[str, Any]) -> IndirectPing:
         number(f, "SeqNo"),
         text(f, "Node"),
         target,
-        number(f, "Port"),
+        port(f, "Port"),
         bool(f.get("Nack")),
         source,
-        number(f, "SourcePort"),
+        port(f, "SourcePort"),
         text(f, "SourceNode"),
     )
 
@@ -297,7 +320,7 @@ def _decode_indirect(f: dict[str, Any]) -> IndirectPing:
 def _decode_alive(f: dict[str, Any]) -> Alive:
     address = address_from_bytes(raw(f, "Addr"))
     return Alive(
-        number(f, "Incarnation"), text(f, "Node"), address, number(f, "Port"), raw(f, "Meta"), tuple(raw(f, "Vsn"))
+        number(f, "Incarnation"), text(f, "Node"), address, port(f, "Port"), raw(f, "Meta"), tuple(raw(f, "Vsn"))
     )
 
 
@@ -369,7 +392,7 @@ class Codec:
         if self.keyring is not None:
             block = self.keyring.decrypt(block, self._label)
         try:
-            return list(_messages(block, 0))
+            return list(_messages(block, 0, _Room()))
         except _Incomplete:
             raise RemoteProtocolError("message cut short") from None
 
@@ -421,6 +444,13 @@ class Codec:
                 raise RemoteProtocolError("message cut short") from None
             return None
 
+    def least_stream_bytes(self, received: bytes | bytearray) -> int:
+        """At least so many bytes has the message that begins with these: until then there is no use in decoding."""
+        at = 2 + received[1] if received[0] == HAS_LABEL and len(received) > 1 else 0
+        if self.keyring is None or len(received) < at + 5 or received[at] != ENCRYPT:
+            return len(received) + 1
+        return at + 5 + int(struct.unpack_from(">I", received, at + 1)[0])
+
     def _open_stream(self, block: bytes) -> bytes | None:
         if block[0] != ENCRYPT:
             raise RemoteProtocolError("the peer does not encrypt and this pool does")
@@ -435,19 +465,36 @@ class Codec:
         return self.keyring.decrypt(block[5 : 5 + length], block[:5] + self._label)
 
 
-def _messages(block: bytes, depth: int) -> Iterable[Message]:
+@dataclass(slots=True)
+class _Room:
+    """How much one datagram may still unfold to, however it is nested."""
+
+    inflated: int = _MAX_DATAGRAM
+    messages: int = _MAX_MESSAGES
+
+    def take(self, inflated: int, messages: int) -> None:
+        self.inflated -= inflated
+        self.messages -= messages
+        if self.inflated < 0 or self.messages < 0:
+            raise RemoteProtocolError("a datagram unfolds to more than it may hold")
+
+
+def _messages(block: bytes, depth: int, room: _Room) -> Iterable[Message]:
     if not block or depth > _MAX_DEPTH:
         raise RemoteProtocolError("empty or nested too deeply")
     kind = block[0]
     if kind == COMPOUND:
         for part in _parts(block):
-            yield from _messages(part, depth + 1)
+            room.take(0, 1)
+            yield from _messages(part, depth + 1, room)
     elif kind == COMPRESS:
-        yield from _messages(_inflate(unpack(block[1:])), depth + 1)
+        plain = _inflate(unpack(block[1:]), room.inflated)
+        room.take(len(plain), 1)
+        yield from _messages(plain, depth + 1, room)
     elif kind == HAS_CRC:
         if len(block) < 6 or struct.unpack_from(">I", block, 1)[0] != zlib.crc32(block[5:]):
             raise RemoteProtocolError("wrong checksum")
-        yield from _messages(block[5:], depth + 1)
+        yield from _messages(block[5:], depth + 1, room)
     elif kind == USER:
         yield User(block[1:])
     elif kind in _DECODERS:
@@ -469,10 +516,10 @@ def _parts(block: bytes) -> Iterable[bytes]:
         at += length
 
 
-def _inflate(fields: dict[str, Any]) -> bytes:
+def _inflate(fields: dict[str, Any], limit: int) -> bytes:
     if number(fields, "Algo") != 0:
         raise RemoteProtocolError("unknown compression")
-    return lzw.decompress(raw(fields, "Buf"), MAX_DECOMPRESSED)
+    return lzw.decompress(raw(fields, "Buf"), limit)
 
 
 # stream messages
@@ -503,7 +550,9 @@ def encode_error(reason: str) -> bytes:
 def _stream_message(block: bytes) -> StreamMessage:
     kind = block[0]
     if kind == COMPRESS:
-        block = _inflate(unpack(block[1:]))
+        fields = _Reader(block[1:]).map()
+        # What nobody's state is compressed to is a bomb.
+        block = _inflate(fields, min(MAX_DECOMPRESSED, max(_MAX_DATAGRAM, _MAX_RATIO * len(block))))
         if not block:
             raise RemoteProtocolError("empty message")
         kind = block[0]
@@ -512,7 +561,7 @@ def _stream_message(block: bytes) -> StreamMessage:
     if kind == PUSH_PULL:
         return _decode_push_pull(fields, reader, block)
     if kind == USER:
-        return User(_tail(block, 1 + reader.position, number(fields, "UserMsgLen")))
+        return User(_tail(block, 1 + reader.position, number(fields, "UserMsgLen", MAX_USER_STATE)))
     if kind == PING:
         return _decode_ping(fields)
     if kind == ACK:
@@ -523,28 +572,33 @@ def _stream_message(block: bytes) -> StreamMessage:
 
 
 def _tail(block: bytes, at: int, length: int) -> bytes:
-    if not 0 <= length <= MAX_USER_STATE:
-        raise RemoteProtocolError(f"user state of {length} bytes")
     if len(block) < at + length:
         raise _Incomplete
     return block[at : at + length]
 
 
 def _decode_push_pull(header: dict[str, Any], reader: _Reader, block: bytes) -> PushPull:
-    count = number(header, "Nodes")
-    if not 0 <= count <= MAX_NODES:
-        raise RemoteProtocolError(f"push/pull of {count} nodes")
+    count = number(header, "Nodes", MAX_NODES)
     entries = tuple(_decode_entry(reader.map()) for _ in range(count))
     return PushPull(
-        entries, _tail(block, 1 + reader.position, number(header, "UserStateLen")), bool(header.get("Join"))
+        entries,
+        _tail(block, 1 + reader.position, number(header, "UserStateLen", MAX_USER_STATE)),
+        bool(header.get("Join")),
     )
+
+
+def _node_name(f: dict[str, Any]) -> str:
+    name = text(f, "Name")
+    if not name:
+        raise RemoteProtocolError("a node without a name")
+    return name
 
 
 def _decode_entry(f: dict[str, Any]) -> StateEntry:
     return StateEntry(
-        text(f, "Name"),
+        _node_name(f),
         address_from_bytes(raw(f, "Addr")),
-        number(f, "Port"),
+        port(f, "Port"),
         raw(f, "Meta"),
         number(f, "Incarnation"),
         number(f, "State"),
