@@ -160,7 +160,10 @@ class JoinedPool:
         own = self.pool.local.name
         known = [_address(m) for m in self.pool.members if m.name != own and m.status is not MemberStatus.LEFT]
         if known and not self.pool.left:
-            write_atomically(self._peers, msgspec.json.encode(known))
+            try:
+                write_atomically(self._peers, msgspec.json.encode(known))
+            except OSError as error:  # a full disk: without the file a restart joins by `retry_join` alone
+                log.error("the addresses of the members cannot be saved: %s", error)
 
     def forget(self) -> None:
         """After a farewell there is nowhere to come back to."""
