@@ -11,6 +11,7 @@ import typer
 
 from mesh_agent.cli.output import say
 from mesh_agent.clock import SystemClock
+from mesh_agent.errors import ConfigError
 from mesh_agent.injector.names import CA_FILE, TOKEN_FILE
 from mesh_agent.telemetry import configure_logging
 
@@ -41,11 +42,18 @@ def run(
     kubernetes_api: Annotated[str, typer.Option(help="URL of the API server; default: as a pod finds it.")] = "",
     kubernetes_ca_file: Annotated[Path, typer.Option(help="Roots of the API server.")] = _ACCOUNT / "ca.crt",
     kubernetes_token_file: Annotated[Path, typer.Option(help="Token for the API server.")] = _ACCOUNT / "token",
+    farewell: Annotated[
+        str,
+        typer.Option(
+            help="Do not run, but remove what controllers made: `all`, or in the `cluster` but not the catalog."
+        ),
+    ] = "",
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Keep cluster and mesh in agreement until SIGTERM (runs in a pod of the chart)."""
     # Here, not above: every other command would pay for what this one alone needs.
     from mesh_agent.controllers.client import Mesh
+    from mesh_agent.controllers.farewell import take_leave
     from mesh_agent.controllers.runner import Controllers, serve
     from mesh_agent.controllers.server import Operations
     from mesh_agent.controllers.settings import load
@@ -65,11 +73,20 @@ def run(
         await mesh.close()
         await api.close()
 
+    async def leave() -> None:
+        try:
+            for done in (await take_leave(api, mesh if farewell == "all" else None, found)).done:
+                say(done)
+        finally:
+            await closing()
+
     async def work() -> None:
         controllers = Controllers(found, api, mesh, SystemClock(), random.Random())  # noqa: S311 (spreads retries)
         await serve(controllers, Operations(controllers.missing, controllers.metrics), port, host, closing)
 
-    asyncio.run(work())
+    if farewell not in ("", "all", "cluster"):
+        raise ConfigError(f"--farewell={farewell}: say `all` or `cluster`")
+    asyncio.run(leave() if farewell else work())
     say("stopped")
 
 
