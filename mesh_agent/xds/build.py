@@ -121,7 +121,8 @@ class Builder:
         for each in inputs.reach:
             name = _cluster_name(each, inputs.mesh)
             chains[name] = self._endpoints.addresses(name, inputs.instances.get(each, ()))
-            common = transparent.common_protocol(inputs.endpoints.get(each, ()))
+            default = inputs.protocols.get(each.service, "")
+            common = transparent.common_protocol(inputs.endpoints.get(each, ()), default)
             protocols.append((name, clusters.protocol_of({"protocol": common} | named.get(each, {}))))
         past = transparent.passthrough(proxy)
         if past:

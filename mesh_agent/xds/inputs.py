@@ -41,6 +41,8 @@ class Inputs:
     endpoints: Mapping[Destination, tuple[Instance, ...]]
     reach: tuple[Destination, ...] = ()
     instances: Mapping[Destination, tuple[Instance, ...]] = field(default_factory=dict)
+    protocols: Mapping[str, str] = field(default_factory=dict)
+    """What services of `reach` speak where their sidecars do not say it themselves."""
 
 
 def destinations(proxy: Service, datacenter: str) -> tuple[Destination, ...]:

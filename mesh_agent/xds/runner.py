@@ -99,6 +99,7 @@ class FollowedProxy:
             endpoints=self._instances({*explicit, *self.reach}, connect=True),
             reach=self.reach,
             instances=self._instances(self.reach, connect=False),
+            protocols={each.service: config_entries.protocol(self.federated, each.service) for each in self.reach},
         )
         previous, self.snapshot = self.snapshot, self._builder.build(inputs)
         return previous is None or previous.tables != self.snapshot.tables

@@ -110,10 +110,11 @@ def _is_ipv4(address: str) -> bool:
         return False
 
 
-def common_protocol(instances: Iterable[Instance]) -> str:
+def common_protocol(instances: Iterable[Instance], default: str = "") -> str:
     """What all mesh endpoints of a service speak; `tcp` where they differ, which is right for any of them."""
-    found = {protocol_of(each.service.proxy.config) for each in instances if each.service.proxy is not None}
-    return found.pop() if len(found) == 1 else "tcp"
+    fallback = {"protocol": default or "tcp"}
+    found = {protocol_of(fallback | each.service.proxy.config) for each in instances if each.service.proxy is not None}
+    return found.pop() if len(found) == 1 else "tcp" if found else protocol_of(fallback)
 
 
 def table(chains: Mapping[str, frozenset[Endpoint]]) -> dict[int, dict[str, str]]:

@@ -24,7 +24,7 @@ from mesh_agent.http.client import HttpClient
 from mesh_agent.model import Action, Federated, Intention, Node, Proxy, Record, Service, Topic, Upstream
 from mesh_agent.sidecar.bootstrap import Sidecar, bootstrap
 from mesh_agent.telemetry import Metrics
-from mesh_agent.xds.runner import ProxyConfigs
+from mesh_agent.xds.runner import Names, ProxyConfigs
 from mesh_agent.xds.server import AdsServer
 from tests.support.catalog import StaticCatalog, ViewWriter
 
@@ -227,7 +227,7 @@ class Envoy:
 class Town:
     """One node with an ADS server and as many services with sidecars as a test wants; all on 127.0.0.1."""
 
-    def __init__(self, directory: Path, *, default_intention: str = "deny") -> None:
+    def __init__(self, directory: Path, *, default_intention: str = "deny", names: Names | None = None) -> None:
         self.directory = directory
         self.authorities = Authorities()
         self.issuer = self.authorities.root()
@@ -245,6 +245,7 @@ class Town:
             leafs=self.leafs,
             metrics=self.metrics,
             default_intention=default_intention,
+            names=names,
             first_answer_s=0.2,
             first_retry_s=0.05,
         )

@@ -1,5 +1,6 @@
 """Registration and policy in, Envoy's configuration out: read the diff of the expected files as an operator would."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from mesh_agent.model import Intention, Service, Status
+from mesh_agent.model import Instance, Intention, Node, Service, Status
 from mesh_agent.xds.build import Builder
 from mesh_agent.xds.inputs import Destination
 from tests.support.xds import as_text, inputs, instance
@@ -27,5 +28,15 @@ def test_the_snapshot_is_as_expected(case: str, golden: Callable[[Path, str], No
     }
     sidecar = msgspec.convert(given["proxy"], Service)
     intentions = tuple(msgspec.convert(given["intentions"], list[Intention]))
-    snapshot = Builder().build(inputs(sidecar, intentions=intentions, endpoints=endpoints))
+    found = dataclasses.replace(
+        inputs(sidecar, intentions=intentions, endpoints=endpoints),
+        reach=tuple(Destination(*name.split("/")) for name in given.get("reach", ())),
+        instances={
+            Destination(*name.split("/")): tuple(
+                Instance(Node(name=each.node), each, (), 1, 1) for each in msgspec.convert(listed, list[Service])
+            )
+            for name, listed in given.get("instances", {}).items()
+        },
+    )
+    snapshot = Builder().build(found)
     golden(HERE / f"{case}.expected.json", as_text(snapshot))
