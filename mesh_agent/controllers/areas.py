@@ -199,14 +199,15 @@ class ToMeshArea:
             self._settings.to_mesh,
         )
         node = to_mesh.node_of(cluster)
-        found = await self._mesh.get(f"/v1/catalog/node-services/{node['Node']}")
-        if found is not None and not to_mesh.is_owned(found["Node"].get("Meta"), cluster):
+        found = await self._mesh.get(f"/v1/catalog/node-services/{node['Node']}") or {}
+        present = found.get("Node")  # null for an unknown node, as in Consul
+        if present is not None and not to_mesh.is_owned(present.get("Meta"), cluster):
             report.problems.append(
                 f"node {node['Node']!r} of the catalog is somebody else's; give the cluster another name"
             )
             return report
-        plan = to_mesh.plan(wanted, {each["ID"]: each for each in (found or {}).get("Services") or []}, cluster)
-        if found is None and plan.register:
+        plan = to_mesh.plan(wanted, {each["ID"]: each for each in found.get("Services") or []}, cluster)
+        if present is None and plan.register:
             await self._mesh.put("/v1/catalog/register", node)
         for each in plan.register:
             body = {"Node": node["Node"], "Address": node["Address"], "SkipNodeUpdate": True, "Service": each.body()}

@@ -39,7 +39,7 @@ class EntriesArea:
         report = Report()
         for kind in KINDS:
             resources = [{**_typed(kind), **each} for each in self._resources[kind.plural].objects.values()]
-            await self._round(kind, sorted(resources, key=_age), report)
+            await report.attempt(self._round(kind, sorted(resources, key=_age), report))
         return report.finish()
 
     async def _round(self, kind: Kind, resources: list[Json], report: Report) -> None:

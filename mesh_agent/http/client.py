@@ -4,6 +4,7 @@ Every failure to get an answer is `Unreachable` with the reason. An idle connect
 """
 
 import asyncio
+import contextlib
 import os
 import ssl
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from mesh_agent.http.message import Response
 from mesh_agent.http.server import FrameStream
 
 _MAX_IDLE = 8
+_GOODBYE_S = 0.5
 _MAX_BODY_BYTES = 256 * 1024 * 1024
 Verify = Callable[[Any], None]  # gets the ssl object of the loop's own type
 
@@ -28,6 +30,7 @@ class _Exchange(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.stream: FrameStream | None = None
         self.reusable = True
+        self.ended = asyncio.Event()
         self._parser: Any = None  # httptools has no types
         self._done: asyncio.Future[Response] | None = None
         self._status = 0
@@ -41,6 +44,7 @@ class _Exchange(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
+        self.ended.set()
         self.reusable = False
         if self.stream is not None:
             self.stream.ended()
@@ -127,6 +131,11 @@ class _Exchange(asyncio.Protocol):
         if self.transport is not None:
             self.transport.close()
 
+    def abort(self) -> None:
+        """Close it without another word."""
+        if self.transport is not None and not self._lost:
+            self.transport.abort()
+
 
 class HttpClient:
     """Speaks to any number of targets: `http://host:port`, `https://host:port`, `unix:///path`."""
@@ -182,10 +191,17 @@ class HttpClient:
         return exchange.stream
 
     async def close(self) -> None:
-        """Close every connection."""
-        for exchange in [*(kept for idle in self._idle.values() for kept in idle), *self._busy]:
+        """Close every connection, and wait a moment for the other ends: TLS says goodbye."""
+        every = [*(kept for idle in self._idle.values() for kept in idle), *self._busy]
+        for exchange in every:
             exchange.close()
         self._idle.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_GOODBYE_S):
+                for exchange in every:
+                    await exchange.ended.wait()
+        for exchange in every:
+            exchange.abort()
         await asyncio.sleep(0)
 
     def _take(self, target: str) -> _Exchange | None:

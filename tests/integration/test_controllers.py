@@ -28,7 +28,6 @@ def kube(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeApiServer]:
     server = KubeApiServer(tmp_path_factory.mktemp("kube"))
     try:
         server.start()
-        asyncio.run(server.apply_crds())
         yield server
     finally:
         server.stop()
@@ -37,6 +36,7 @@ def kube(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeApiServer]:
 @pytest.fixture
 async def town(kube: KubeApiServer, tmp_path: Path) -> AsyncIterator[Town]:
     """An empty cluster with an agent."""
+    await kube.apply_crds()
     await kube.wipe()
     async with Town.of(kube, tmp_path) as found:
         await found.namespace("shop")
@@ -289,7 +289,7 @@ async def test_a_resource_is_an_entry_from_its_creation_to_its_end(town: Town) -
             {"spec": {"destination": {"name": "db"}, "sources": [{"name": "web", "action": "allow"}]}},
         )
         await until_allowed(town, "web>db")
-        assert (await town.agent.get("/v1/config/service-intentions/api")).status == 404
+        await until(lambda: _has_no_entry(town, "api"), "the entry of the former destination goes")
         await town.until_status(f"{INTENTIONS}/api-callers", "True")
 
         await town.delete(f"{INTENTIONS}/api-callers")
@@ -374,6 +374,10 @@ async def test_a_crash_between_finalizer_entry_and_status_is_made_good(town: Tow
     await town.agent.call("DELETE", "/v1/config/service-intentions/api")
     async with town.controllers("two"):
         await town.until_gone(f"{INTENTIONS}/half")
+
+
+async def _has_no_entry(town: Town, destination: str) -> bool:
+    return (await town.agent.get(f"/v1/config/service-intentions/{destination}")).status == 404
 
 
 def _typed(kind: str) -> Json:

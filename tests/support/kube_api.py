@@ -10,8 +10,10 @@ import datetime
 import ipaddress
 import secrets
 import socket
+import ssl
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from mesh_agent.artifacts.layout import default_directory, version_key
-from mesh_agent.errors import MeshError, NotFound
+from mesh_agent.errors import NotFound, Unreachable
 from mesh_agent.kubernetes.client import KubernetesApi
 
 ADDRESS = "127.0.0.1"
@@ -121,13 +123,13 @@ class KubeApiServer:
             "cert-dir": self.directory / "run",
             "service-cluster-ip-range": "10.96.0.0/16",
             "service-account-issuer": "https://kubernetes.default.svc",
-            "service-account-key-file": self.directory / "accounts.key",
+            "service-account-key-file": self.directory / "accounts.pub",
             "service-account-signing-key-file": self.directory / "accounts.key",
             "token-auth-file": self.directory / "tokens.csv",
             "authorization-mode": "RBAC",
             "disable-admission-plugins": "ServiceAccount",
             "watch-cache": "true",
-            "v": "1",
+            "v": "0",
         }
         return [f"--{name}={value}" for name, value in flags.items()]
 
@@ -135,7 +137,12 @@ class KubeApiServer:
         token = secrets.token_hex(16)
         self.token_file.write_text(token)
         (self.directory / "tokens.csv").write_text(f'{token},admin,admin,"system:masters"\n')
-        (self.directory / "accounts.key").write_bytes(_pem(ec.generate_private_key(ec.SECP256R1())))
+        accounts = ec.generate_private_key(ec.SECP256R1())
+        (self.directory / "accounts.key").write_bytes(_pem(accounts))
+        public = accounts.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        (self.directory / "accounts.pub").write_bytes(public)
         authority = ec.generate_private_key(ec.SECP256R1())
         root = _certificate("root", authority.public_key(), "root", authority, ca=True)
         key = ec.generate_private_key(ec.SECP256R1())
@@ -153,7 +160,7 @@ class KubeApiServer:
         """Start the API server alone, over what etcd holds."""
         self._server.start()
         deadline = time.monotonic() + _START_S
-        while not asyncio.run(self._is_ready()):
+        while not self._is_ready():
             self._etcd.check()
             self._server.check()
             assert time.monotonic() < deadline, (
@@ -170,12 +177,15 @@ class KubeApiServer:
         self._server.stop()
         self._etcd.stop()
 
-    async def _is_ready(self) -> bool:
-        async with self.client() as api:
+    def _is_ready(self) -> bool:
+        """Ready, and the default roles and namespaces are there."""
+        context = ssl.create_default_context(cafile=str(self.ca_file))
+        token = self.token_file.read_text()
+        for path in ("/readyz", "/api/v1/namespaces/default"):
+            asked = urllib.request.Request(f"{self.url}{path}", headers={"Authorization": f"Bearer {token}"})
             try:
-                await api.request("GET", "/api/v1/namespaces/default")
-                await api.request("GET", "/apis/rbac.authorization.k8s.io/v1/clusterroles/cluster-admin")
-            except MeshError:
+                urllib.request.urlopen(asked, context=context, timeout=5).close()
+            except OSError:
                 return False
         return True
 
@@ -211,7 +221,7 @@ class KubeApiServer:
         path = f"/apis/{spec['group']}/{spec['versions'][0]['name']}/{spec['names']['plural']}"
         async with asyncio.timeout(_START_S):
             while True:
-                with contextlib.suppress(NotFound):
+                with contextlib.suppress(NotFound, Unreachable):  # not served yet; its storage begins
                     await api.request("GET", path)
                     return
                 await asyncio.sleep(0.1)
@@ -252,7 +262,7 @@ async def _delete(api: KubernetesApi, collection: str, found: dict[str, Any]) ->
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
     )
 
 
