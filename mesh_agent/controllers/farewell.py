@@ -47,8 +47,8 @@ async def take_leave(cluster: Cluster, mesh: Mesh | None, settings: Settings) ->
 async def _leave_catalog(mesh: Mesh, settings: Settings, report: Report) -> None:
     cluster = settings.cluster or str((await mesh.get("/v1/agent/self"))["Config"]["Datacenter"])
     node = to_mesh.node_of(cluster)["Node"]
-    found: dict[str, Any] | None = await mesh.get(f"/v1/catalog/node-services/{node}")
-    if found is None or not to_mesh.is_owned(found["Node"].get("Meta"), cluster):
+    found: dict[str, Any] = await mesh.get(f"/v1/catalog/node-services/{node}") or {}
+    if not found.get("Node") or not to_mesh.is_owned(found["Node"].get("Meta"), cluster):
         return
     plan = to_mesh.plan((), {each["ID"]: each for each in found.get("Services") or ()}, cluster)
     for gone in plan.deregister:
