@@ -18,9 +18,12 @@ from envoy.service.discovery.v3 import discovery_pb2 as discovery
 from mesh_agent.ca.issue import load_certificate, new_key
 from mesh_agent.http.client import HttpClient
 from mesh_agent.http.message import Response
+from mesh_agent.telemetry import Metrics
 from mesh_agent.xds.naming import LISTENER, SECRET
+from mesh_agent.xds.server import AdsServer
 from tests.support.agents import AgentProcess, Cluster, until
 from tests.support.kubernetes import ApiServer, Object, pod, service
+from tests.support.sidecars import Authorities, Town
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -334,3 +337,24 @@ def _webhook_csr() -> str:
     key: Any = serialization.load_pem_private_key(new_key().encode(), None)
     csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
     return csr.public_bytes(serialization.Encoding.PEM).decode()
+
+
+async def test_the_port_for_pods_follows_the_renewal_of_the_agents_certificate(tmp_path: Path) -> None:
+    authorities = Authorities()
+    issuer = authorities.root()
+    current = authorities.leaf("agent", issuer)
+    metrics = Metrics()
+    town = Town(tmp_path)
+    server = AdsServer(town.configs, metrics)
+
+    def nobody(metadata: object, proxy_id: str) -> Any:
+        raise AssertionError("no stream is opened")
+
+    port = await server.start_tls("127.0.0.1", 0, lambda: (current.certificate_pem, current.key_pem), nobody)
+    try:
+        for _ in range(3):
+            current = authorities.leaf("agent", issuer)
+            shown = await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", port))
+            assert load_certificate(shown) == load_certificate(current.certificate_pem)
+    finally:
+        await server.stop()
