@@ -13,7 +13,7 @@ from mesh_agent.errors import ConfigError
 CONTROL_PLANE = ("kube-apiserver", "kube-controller-manager", "kube-scheduler")
 PACKET_FILTERS = ("usr/sbin/nft", "usr/sbin/conntrack")  # what kube-proxy calls in nftables mode
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_FORMAT = "1"
+_LAYER_FORMAT, _IMAGE_FORMAT = "1", "2"  # raise one when the code makes another thing of the same inputs
 
 
 def by_name(listed: str) -> dict[str, str]:
@@ -51,39 +51,37 @@ def program_layer(root: Path, folder: Path) -> Layer:
         for path in chosen
         if not path.is_dir()
     )
-    key = layout.fingerprint(
-        [_FORMAT, folder.name, (folder / layout.SUMS).read_bytes(), *(path.name for path in chosen)]
-    )
+    sums = layout.sums_of(folder)
+    key = layout.fingerprint([_LAYER_FORMAT, *(f"{path.name} {sums.get(path.name, '')}" for path in chosen)])
     return cached_layer(root, folder.name, key, entries)
 
 
-def _config(version: str, **more: object) -> dict[str, object]:
-    return {"Env": [_PATH], "WorkingDir": "/", "Labels": {"org.opencontainers.image.version": version}, **more}
+def _config(name: str, version: str, **more: object) -> dict[str, object]:
+    labels = {"org.opencontainers.image.title": name, "org.opencontainers.image.version": version}
+    return {"Env": [_PATH], "WorkingDir": "/", "Labels": labels, **more}
+
+
+def _filters(root: Path, tree: Path) -> Layer:
+    entries = list(userland.with_libraries(tree, PACKET_FILTERS))
+    contents = (entry.content.read_bytes() for entry in entries if isinstance(entry.content, Path))
+    key = layout.fingerprint([_LAYER_FORMAT, *(f"{entry.name} {entry.link}" for entry in entries), *contents])
+    return cached_layer(root, "nft", key, entries)
 
 
 def images(root: Path, parts: dict[str, Wanted], wanted: dict[str, str], tree: Path) -> list[Image]:
     """The images of a cluster; `parts` are the artifacts that their programs come from."""
     layers = {name: program_layer(root, root / part.name) for name, part in parts.items()}
-    nft = list(userland.with_libraries(tree, PACKET_FILTERS))
-    key = layout.fingerprint(
-        [
-            _FORMAT,
-            *(f"{entry}" for entry in nft),
-            *(entry.content.read_bytes() for entry in nft if isinstance(entry.content, Path)),
-        ]
-    )
-    filters = cached_layer(root, "nft", key, nft)
-    made = {
-        name: Image(wanted[name], [layers["kubernetes"]], _config(parts["kubernetes"].version))
-        for name in CONTROL_PLANE
+    filters = _filters(root, tree)
+    stacks = {
+        **{name: ("kubernetes", [layers["kubernetes"]]) for name in CONTROL_PLANE},
+        "kube-proxy": ("kubernetes", [filters, layers["kubernetes"]]),
+        **{name: (name, [layers[name]]) for name in ("etcd", "coredns", "pause")},
     }
-    made["kube-proxy"] = Image(
-        wanted["kube-proxy"], [filters, layers["kubernetes"]], _config(parts["kubernetes"].version)
-    )
-    made["etcd"] = Image(wanted["etcd"], [layers["etcd"]], _config(parts["etcd"].version))
-    for name in ("coredns", "pause"):
-        entrypoint = [f"/usr/local/bin/{name}"]
-        made[name] = Image(wanted[name], [layers[name]], _config(parts[name].version, Entrypoint=entrypoint))
+    made = {
+        name: Image(wanted[name], stack, _config(name, parts[part].version, Entrypoint=[f"/usr/local/bin/{name}"]))
+        for name, (part, stack) in stacks.items()
+        if name in wanted
+    }
     unknown = sorted(set(wanted) - set(made))
     if unknown:
         raise ConfigError(f"this kubeadm wants images that are not made here: {', '.join(unknown)}")
@@ -97,19 +95,10 @@ def build(root: Path, parts: dict[str, Wanted], arch: str, progress: Progress) -
     if layout.origin(folder).startswith("fetched "):
         progress.line(f"{kubernetes.name} was fetched: so are its images (mesh artifacts fetch kubernetes)")
         return False
-    with lock(
-        root,
-        f"{kubernetes.name}-images",
-        lambda: progress.line(f"{kubernetes.name}: another process makes the images; waiting"),
-    ):
-        key = layout.fingerprint(
-            [
-                _FORMAT,
-                arch,
-                *(part.name for part in parts.values()),
-                *(layout.origin(root / part.name) for part in parts.values()),
-            ]
-        )
+    busy = f"{kubernetes.name}: another process makes the images; waiting"
+    with lock(root, f"{kubernetes.name}-images", lambda: progress.line(busy)):
+        origins = [f"{part.name} {layout.origin(root / part.name)}" for part in parts.values()]
+        key = layout.fingerprint([_LAYER_FORMAT, _IMAGE_FORMAT, arch, *origins])
         stamp = folder / ".images"
         if (folder / layout.IMAGES).is_file() and stamp.is_file() and stamp.read_text(encoding="ascii") == key:
             progress.line(f"{kubernetes.name}/{layout.IMAGES}: there already")
