@@ -11,10 +11,10 @@ class LamportClock:
     def __init__(self) -> None:
         self.time = 1
 
-    def increment(self) -> int:
-        """A new event of our own."""
+    def stamp(self) -> int:
+        """The time of a new event of our own: one for each, or the rings that remember events would hold half as many."""
         self.time += 1
-        return self.time
+        return self.time - 1
 
     def witness(self, other: int) -> None:
         """Somebody else is at `other`: never fall behind it."""

@@ -63,7 +63,7 @@ class Messenger:
         limit = self._config.user_event_bytes
         if len(name.encode()) + len(payload) > limit:
             raise InvalidRequest(f"user event exceeds the limit of {limit} bytes for name and payload")
-        self.on_event(wire.EventMessage(self.events.increment(), name, payload, coalesce))
+        self.on_event(wire.EventMessage(self.events.stamp(), name, payload, coalesce))
 
     def on_event(self, message: wire.EventMessage) -> None:
         """An event, heard or our own."""
@@ -98,7 +98,7 @@ class Messenger:
         query_id = self._rng.getrandbits(32)
         flags = wire.FLAG_ACK if ack else 0
         message = wire.QueryMessage(
-            self.queries.increment(),
+            self.queries.stamp(),
             query_id,
             local.address,
             local.port,

@@ -106,7 +106,7 @@ class Serf:
     def start(self, now: float) -> None:
         """Become alive."""
         self.swim.start(now)
-        self._broadcast_intent(wire.Join(self.clock.increment(), self.swim.name))
+        self._broadcast_intent(wire.Join(self.clock.stamp(), self.swim.name))
         self.swim.after(now, self.config.reap_interval_s, self._reap_tick)
         self.swim.after(now, self.config.reconnect_interval_s, self._reconnect_tick)
 
@@ -137,7 +137,7 @@ class Serf:
             self._joining -= 1
             if error is None and self.stage is Stage.ALIVE:
                 # Only now the clock is that of the pool, and outbids what was said of us in an earlier life.
-                self._broadcast_intent(wire.Join(self.clock.increment(), self.swim.name))
+                self._broadcast_intent(wire.Join(self.clock.stamp(), self.swim.name))
             then(error, now)
 
         self.swim.exchange(to, join=True, then=answered)
@@ -153,7 +153,7 @@ class Serf:
         if self.stage is not Stage.ALIVE:
             return
         self.stage = Stage.LEAVING
-        intent = wire.Leave(self.clock.increment(), self.swim.name)
+        intent = wire.Leave(self.clock.stamp(), self.swim.name)
         self._on_leave(intent, now)
         self._queue.queue("leave", wire.encode(intent))
         self._await_intent(now, now + self.config.broadcast_timeout_s)
@@ -163,7 +163,7 @@ class Serf:
         known = self._known.get(name)
         if known is None:
             raise NotFound(f"agent: No node found with name '{name}'")
-        intent = wire.Leave(self.clock.increment(), name, prune)
+        intent = wire.Leave(self.clock.stamp(), name, prune)
         self._on_leave(intent, now)
         self._broadcast_intent(intent)
 
@@ -293,7 +293,7 @@ class Serf:
         if intent.lamport <= known.status_lamport:
             return False
         if intent.node == self.swim.name and self.stage is Stage.ALIVE:
-            self._broadcast_intent(wire.Join(self.clock.increment(), self.swim.name))
+            self._broadcast_intent(wire.Join(self.clock.stamp(), self.swim.name))
             return False
         known.status_lamport = intent.lamport
         status = known.member.status

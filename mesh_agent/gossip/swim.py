@@ -647,12 +647,13 @@ class Swim:
         if node is None or suspect.incarnation < node.incarnation:
             return
         suspicion = self._suspicions.get(node.name)
-        if suspicion is not None:
+        # A suspicion of a later life of the node (which it has refuted the earlier one with) is a new one, wherever that refutation is.
+        if suspicion is not None and suspect.incarnation == node.incarnation:
             if suspicion.confirm(suspect.accuser):
                 self._queue.queue(node.name, wire.encode(suspect))
                 self._await_refutation(node, suspicion, now)
             return
-        if node.state is not State.ALIVE:
+        if node.gone:
             return
         if node.name == self.name:
             self._refute(node, suspect.incarnation)
