@@ -288,9 +288,9 @@ def _catalog_node(fields: Fields) -> Node:
 
 
 def _catalog_service(value: Any, node: str) -> Service:  # decoded JSON
-    renamed = dict(value) if isinstance(value, dict) else value
-    if isinstance(renamed, dict) and "Service" in renamed:
-        renamed["Name"] = renamed.pop("Service")
+    renamed = value
+    if isinstance(value, dict):  # the catalog calls the name `Service`
+        renamed = {"Name" if key.lower() == "service" else key: each for key, each in value.items()}
     return service_model(consul_json.service(renamed, "Service"), node)
 
 

@@ -71,7 +71,7 @@ async def test_services_and_checks(client: Client) -> None:
 async def test_the_catalog(client: Client) -> None:
     catalog = client.catalog
     assert await call(catalog.datacenters) == ["dc1"]
-    assert await call(catalog.register, "printer", "10.1.1.1", service={"Service": "paper", "Port": 9})
+    assert await call(catalog.register, "printer", "10.1.1.1", service={"service": "paper", "port": 9})
     assert [each["Node"] for each in (await call(catalog.nodes))[1]] == ["printer", "s1"]
     assert set((await call(catalog.services))[1]) == {"consul", "paper"}
     assert [each["ServicePort"] for each in (await call(catalog.service, "paper"))[1]] == [9]
