@@ -36,7 +36,8 @@ class LocalAliases:
 
     def is_local(self, definition: CheckDefinition) -> bool:
         """Whether a check stands for something of this node."""
-        return definition.kind == "alias" and definition.alias_node.lower() in ("", self._node.lower())
+        named = definition.alias_service or definition.alias_node
+        return bool(named) and definition.kind == "alias" and definition.alias_node.lower() in ("", self._node.lower())
 
     def ids(self) -> list[str]:
         """Every local alias check."""

@@ -325,10 +325,6 @@ class LocalState:
         worst = max((state.status for state in states), key=lambda status: status.severity, default=Status.PASSING)
         return worst, states
 
-    def service_models(self, node: str) -> list[Service]:
-        """Services as the catalog knows them."""
-        return [service_model(registered.definition, node) for _, registered in sorted(self.services.items())]
-
     def check_models(self, node: str) -> list[Check]:
         """Checks as the catalog knows them."""
         return [self.check_model(state, node) for _, state in sorted(self.checks.items())]

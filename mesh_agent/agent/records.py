@@ -2,10 +2,10 @@
 
 import msgspec
 
-from mesh_agent.agent.definition import Definition
+from mesh_agent.agent.definition import Definition, ServiceDefinition
 from mesh_agent.agent.local_state import LocalState, service_model
 from mesh_agent.catalog import keys
-from mesh_agent.model import Node
+from mesh_agent.model import Node, Service
 
 Inputs = tuple[Definition, Definition | None, str, str]
 """What a record was made from: a check's definition, its service's, its status and the output that is told; or a service's definition."""
@@ -18,6 +18,18 @@ class Records:
         self._node = node
         self._checks: dict[str, tuple[Inputs, str, bytes]] = {}
         self._services: dict[str, tuple[Inputs, str, bytes]] = {}
+        self._models: dict[str, tuple[ServiceDefinition, Service]] = {}
+
+    def services(self, state: LocalState) -> list[Service]:
+        """Services as the catalog knows them, by id. Asked after each registration: with a thousand of them only the new one is made."""
+        fresh: dict[str, tuple[ServiceDefinition, Service]] = {}
+        for service_id, registered in sorted(state.services.items()):
+            definition, known = registered.definition, self._models.get(service_id)
+            if known is None or known[0] is not definition:
+                known = (definition, service_model(definition, self._node.name))
+            fresh[service_id] = known
+        self._models = fresh
+        return [model for _, model in fresh.values()]
 
     def of(self, state: LocalState) -> dict[str, bytes]:
         """Every record by key; checks come before the service that they guard."""

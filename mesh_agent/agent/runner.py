@@ -84,7 +84,7 @@ class LocalAgent:
 
     def services(self) -> list[Service]:
         """Services of this node."""
-        return self._state.service_models(self.node.name)
+        return self._records.services(self._state)
 
     def checks(self) -> list[Check]:
         """Checks of this node."""
