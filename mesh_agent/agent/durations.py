@@ -6,8 +6,9 @@ from mesh_agent.errors import InvalidRequest
 
 _UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
-_LONGEST_S = (2**63 - 1) / 1e9
+LONGEST_NS = 2**63 - 1
 """Go counts nanoseconds in 64 bits: a little over 292 years."""
+_LONGEST_S = LONGEST_NS / 1e9
 
 
 def parse(text: str) -> float:

@@ -114,6 +114,8 @@ def items(value: Any, path: str) -> list[Any]:
 def duration(value: Any, path: str) -> float:
     """Seconds from a Go duration, or from a number of nanoseconds as Go encodes one."""
     if isinstance(value, int | float) and not isinstance(value, bool):
+        if abs(value) > durations.LONGEST_NS:
+            raise InvalidRequest(f"{path}: too long a duration; a number is nanoseconds, write it like 10s")
         return value / 1e9
     try:
         return durations.parse(text(value, path))

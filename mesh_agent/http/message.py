@@ -115,7 +115,9 @@ Handler = Callable[[Request], Answer | Awaitable[Answer]]
 
 
 def parse_target(target: str) -> tuple[str, dict[str, list[str]]]:
-    """Path and query of a request target. A query key without `=` has the value ''."""
+    """Path and query of a request target, also of one in absolute form (RFC 9112, 3.2.2). A query key without `=` has the value ''."""
+    if target.startswith(("http://", "https://")):
+        target = "/" + target.split("://", 1)[1].partition("/")[2]
     raw_path, _, raw_query = target.partition("?")
     query: dict[str, list[str]] = {}
     for part in raw_query.split("&") if raw_query else ():

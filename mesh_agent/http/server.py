@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _MAX_HEADER_BYTES = 64 * 1024
 _MAX_PIPELINED = 64
+_MAX_LENGTH_DIGITS = 20
 _IDLE_S = 120.0
 _LINGER_S = 1.0
 _COPY_BYTES = 8 * 1024
@@ -151,14 +152,20 @@ class _Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._in_head, self._head_ended = False, True
+        announced = self._headers.get("content-length", "0")  # digits: the parser has seen to that
+        if len(announced) > _MAX_LENGTH_DIGITS or int(announced) > self._server.max_body_bytes:
+            raise self._too_large()
         if self._headers.get("expect", "").lower() == "100-continue" and self._transport is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
         self._size += len(body)
         if self._size > self._server.max_body_bytes:
-            raise _TooLarge(413, f"Request body too large, max size: {self._server.max_body_bytes} bytes")
+            raise self._too_large()
         self._body.append(body)
+
+    def _too_large(self) -> "_TooLarge":
+        return _TooLarge(413, f"Request body too large, max size: {self._server.max_body_bytes} bytes")
 
     def on_message_complete(self) -> None:
         path, query = parse_target(self._url.decode("latin-1"))

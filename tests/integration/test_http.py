@@ -233,6 +233,15 @@ async def test_a_body_that_is_too_large_is_413(size: int, chunked: bool) -> None
     assert found.endswith(b"Request body too large, max size: 1000 bytes")
 
 
+@pytest.mark.parametrize("length", [b"1001", b"9" * 18])
+async def test_a_body_that_is_announced_as_too_large_is_not_waited_for(length: bytes) -> None:
+    async with serving(Service().handle, max_body_bytes=1000) as port:
+        found = await answers(
+            port, b"PUT /x HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: " + length + b"\r\n\r\n"
+        )
+    assert found.startswith(b"HTTP/1.1 413 ")
+
+
 @pytest.mark.parametrize(
     "head",
     [

@@ -117,6 +117,8 @@ _OK = {"Name": "web"}
             r"Upstreams\[0\].LocalBindPort must be given",
         ),
         (_OK | {"Checks": [{"TTL": "1s"}, {}]}, r"Checks\[1\]: a check needs one of"),
+        (_OK | {"Check": {"TTL": 2**63}}, r"Checks\[0\].TTL: too long a duration"),
+        (_OK | {"Check": {"TTL": 1e30}}, r"Checks\[0\].TTL: too long a duration"),
         (_OK | {"Check": {"TTL": "soon"}}, r"Checks\[0\].TTL: 'soon' is not a duration"),
         (_OK | {"Check": {"TTL": "1s", "check_id": "x", "CheckID": "y", "What": 1}}, 'unknown field "What"'),
         ([], "must be an object"),

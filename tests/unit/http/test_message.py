@@ -21,6 +21,9 @@ from mesh_agent.http.message import Request, Response, parse_target
         ("/a?x=%C3%A9", "/a", {"x": ["é"]}),
         ("/a?x=%zz", "/a", {"x": ["%zz"]}),
         ("/a?x=?", "/a", {"x": ["?"]}),
+        ("http://mesh:8500/a/b?x=1", "/a/b", {"x": ["1"]}),
+        ("https://mesh", "/", {}),
+        ("/http://a", "/http://a", {}),
     ],
 )
 def test_targets(target: str, path: str, query: dict[str, list[str]]) -> None:
