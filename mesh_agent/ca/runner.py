@@ -7,6 +7,7 @@ no View, stream or route gives out.
 import asyncio
 import contextlib
 import logging
+import os
 import random
 import secrets
 import ssl
@@ -160,7 +161,6 @@ class AgentIdentity:
         """Certificate and key in use, PEM; replaced as one, so that any thread may look."""
         self._key_pem = ""
         self._path = directory / "agent.json"
-        self._chain = directory / "agent.pem"
         self._clock = clock
         self._rng = rng
         self._client: ssl.SSLContext | None = None
@@ -214,13 +214,12 @@ class AgentIdentity:
         return True
 
     def _save(self) -> None:
-        _write_secret(self._path, msgspec.json.encode(_Saved(self.certificate_pem, self._key_pem, list(self.roots))))
+        _save(self._path, _Saved(self.certificate_pem, self._key_pem, list(self.roots)))
         self._rebuild()
         self._changed.set()
 
     def _rebuild(self) -> None:
         self.credential = (self.certificate_pem, self._key_pem)
-        _write_secret(self._chain, (self.certificate_pem + self._key_pem).encode())
         self._client = self._context(ssl.PROTOCOL_TLS_CLIENT, ssl.CERT_REQUIRED)
         self._server = self._context(ssl.PROTOCOL_TLS_SERVER, ssl.CERT_OPTIONAL)
 
@@ -232,7 +231,7 @@ class AgentIdentity:
             ssl.TLSVersion.TLSv1_3 if protocol == ssl.PROTOCOL_TLS_CLIENT else ssl.TLSVersion.TLSv1_2
         )
         context.load_verify_locations(cadata="".join(self.roots))
-        context.load_cert_chain(self._chain)
+        _load_chain(context, (self.certificate_pem + self._key_pem).encode())
         return context
 
     def client_context(self) -> ssl.SSLContext:
@@ -378,7 +377,7 @@ class LeafCache:
         certificate = await self._sign(new_csr(identity, key))
         if identity_of(certificate) != identity or not key_matches(certificate, key):
             raise PermissionDenied(f"the certificate that was issued is not one for {identity}")
-        _write_secret(self._path(service), msgspec.json.encode(_Saved(certificate, key)))
+        _save(self._path(service), _Saved(certificate, key))
         leaf = self._adopt(service, entry, certificate, key)
         for listener in tuple(entry.listeners):
             listener(leaf)
@@ -423,9 +422,24 @@ class LeafCache:
         return self._directory / f"leaf-{quote(service, safe='')}.json"
 
 
-def _write_secret(path: Path, content: bytes) -> None:
+def _save(path: Path, saved: _Saved) -> None:
+    """For the next run; without a disk to write to, this one goes on and the next asks for a new certificate."""
     fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)
-    fresh.touch(mode=0o600)
-    fresh.write_bytes(content)
-    fresh.replace(path)
+    try:
+        fresh.unlink(missing_ok=True)
+        fresh.touch(mode=0o600)
+        fresh.write_bytes(msgspec.json.encode(saved))
+        fresh.replace(path)
+    except OSError as error:
+        log.error("a certificate is in use and cannot be kept on disk: %s; check %s", error, path.parent)
+
+
+def _load_chain(context: ssl.SSLContext, pem: bytes) -> None:
+    """ssl reads certificate and key from files alone: this one never reaches a disk."""
+    memory = os.memfd_create("chain", os.MFD_CLOEXEC)
+    try:
+        with open(memory, "wb", closefd=False) as file:
+            file.write(pem)
+        context.load_cert_chain(f"/proc/self/fd/{memory}")
+    finally:
+        os.close(memory)

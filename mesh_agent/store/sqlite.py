@@ -148,7 +148,8 @@ class SqliteStore:
             db.execute("COMMIT")
         except BaseException:
             self._revision = before
-            db.execute("ROLLBACK")
+            if db.in_transaction:  # a full disk has ended it already
+                db.execute("ROLLBACK")
             raise
         return results
 

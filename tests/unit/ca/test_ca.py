@@ -226,6 +226,20 @@ async def test_a_leaf_is_renewed_in_time_and_the_old_one_served_until_then(tmp_p
     running.cancel()
 
 
+async def test_without_a_disk_to_write_to_identities_are_used_from_memory(tmp_path: Path) -> None:
+    clock, nowhere = ManualClock(wall=NOW), tmp_path / "gone"
+    ca = await authority(clock)
+    cache = LeafCache("mesh.internal", "dc1", Signer(ca), nowhere, clock, random.Random(1))
+    first = await cache.leaf("web")
+    assert (await cache.leaf("web")).serial == first.serial
+    own = agent_id("mesh.internal", "dc1", "s1", server=True)
+    identity = AgentIdentity(own, nowhere, clock, random.Random(1))
+    key, csr = identity.request()
+    identity.adopt(ca.sign_agent(csr, "s1", server=True), key, [ca.root_pem])
+    assert identity.ready
+    assert identity.client_context().get_ca_certs()
+
+
 async def test_tls_contexts_follow_certificate_and_bundle_while_a_server_listens(tmp_path: Path) -> None:
     clock = SystemClock()
     stores = {name: await authority(clock, name) for name in ("dc1", "dc2")}
