@@ -1,4 +1,4 @@
-"""A service that says what it is, where it runs and who called: demo.py NAME PORT."""
+"""A service that says what it is, where it runs and who called: demo.py NAME PORT [ADDRESS]; on loopback without ADDRESS."""
 
 import json
 import re
@@ -7,6 +7,7 @@ import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 NAME, PORT = sys.argv[1], int(sys.argv[2])
+ADDRESS = sys.argv[3] if len(sys.argv) > 3 else "127.0.0.1"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -34,4 +35,4 @@ class Handler(BaseHTTPRequestHandler):
         """Health checks are not worth a line."""
 
 
-ThreadingHTTPServer(("127.0.0.1", PORT), Handler).serve_forever()
+ThreadingHTTPServer((ADDRESS, PORT), Handler).serve_forever()
