@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help packages setup envoy wheelhouse up down check chart unit molecule test bench
+.PHONY: help packages setup envoy wheelhouse up down check programs unit molecule test bench
 export DEBIAN_FRONTEND := noninteractive
 PACKAGES := debootstrap systemd-container iproute2 nftables apt-utils procps serf bind9-dnsutils python3-venv git dnsperf wrk tcpdump
 ENVOY_VERSION := 1.40.0
@@ -31,9 +31,9 @@ down: setup ## remove every trace of the lab
 	@mesh lab down
 check: setup ## formatting, linters, types, architecture
 	@ruff format --check -q . && ruff check -q . && mypy && lint-imports --no-cache >/dev/null && yamllint . && ansible-lint -q --offline
-chart: setup # helm and kubeconform, with which the chart's tests render and check it
-	@mesh artifacts build helm kubeconform
-unit: setup envoy chart ## tests without the lab
+programs: setup # helm and kubeconform for the chart's tests, an API server for those of the controllers (5 minutes the first time)
+	@mesh artifacts build helm kubeconform etcd kubernetes
+unit: setup envoy programs ## tests without the lab
 	@pytest -q
 molecule: wheelhouse ## two datacenters of real hosts, everything that a sceptic would try
 	@trap 'MESH_LAB_NAME=molecule mesh lab down' EXIT; molecule test -s multi_dc

@@ -106,6 +106,8 @@ class Controllers:
         """What keeps this replica from being ready; a replica that waits for the lease is."""
         if not self._election.leading:
             return [] if self._election.holder else ["a look at the lease"]
+        if not self._workers:
+            return ["the node's agent"]
         return [f"{name} waits for {', '.join(each.awaits)}" for name, each in self._workers.items() if each.awaits]
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -171,7 +173,7 @@ class Controllers:
             self._work.cancel()
             with suppress(asyncio.CancelledError, Exception):  # an exception of it was kept by `_work_ended`
                 await self._work
-        self._work = None
+        self._work, self._workers = None, {}
 
     async def _release(self) -> None:
         if not self._election.leading:

@@ -214,7 +214,7 @@ def _target(found: Json, port: Json) -> int | None:
     if port.get("literal") or not port:
         return int(port.get("port", 0))
     ports: list[Json] = found.get("ports") or []
-    return next((each["port"] for each in ports if (each.get("name") or "") == (port.get("name") or "")), None)
+    return next((each.get("port") for each in ports if (each.get("name") or "") == (port.get("name") or "")), None)
 
 
 def _node_address(node: Json, preference: str) -> str:

@@ -219,7 +219,6 @@ async def test_another_replica_takes_over_and_nobody_notices(town: Town) -> None
 
 
 async def test_services_of_the_mesh_are_names_in_the_cluster(town: Town) -> None:
-    await town.namespace("mesh-services")
     services = "/api/v1/namespaces/mesh-services/services"
     foreign: Json = {"metadata": {"name": "taken"}, "spec": {"ports": [{"port": 80}]}}
     await town.create(services, foreign)

@@ -277,5 +277,5 @@ async def test_a_new_allow_counts_within_a_moment(node: PodNode) -> None:
         await node.intend("web", "api", "")
         await node.until_greeted(web, api.address, 8080, "")
     text = json.dumps([round(each * 1000) for each in took])
-    print(f"from the request to the first connection that got through, ms: {text}")  # noqa: T201
+    print(f"from the request to the first connection that got through, ms: {text}")
     assert sorted(took)[2] < 2.0, text

@@ -52,4 +52,4 @@ if __name__ == "__main__":
     import uvloop
 
     with tempfile.TemporaryDirectory() as place:
-        print(sorted(uvloop.run(exit_codes(Path(place)))))  # noqa: T201
+        print(sorted(uvloop.run(exit_codes(Path(place)))))

@@ -19,12 +19,15 @@ from mesh_agent.errors import MeshError, NotFound
 from mesh_agent.http.client import HttpClient
 from mesh_agent.kubernetes.client import KubernetesApi
 from tests.support.agents import AgentProcess, Cluster, until
+from tests.support.charts import render
 from tests.support.kube_api import KubeApiServer, ensure, free_port
 from tests.support.kubernetes_objects import Json
 
 SYSTEM = "mesh-system"
 GROUP = "/apis/mesh.openmesh.io/v1alpha1"
 LEASE_S = 3.0
+RULES = render(settings=("controllers.toKubernetes.enabled=true",))
+"""The controllers of the tests may do what the chart allows them, and no more."""
 
 
 class Town:
@@ -34,6 +37,7 @@ class Town:
         self.kube, self.cluster, self.agent = kube, cluster, agent
         self.directory = directory
         self.token_file, self.ca_file = directory / "controllers.token", directory / "roots.pem"
+        self.account_file = directory / "account.token"
         self.api: KubernetesApi = KubernetesApi(kube.url, str(kube.ca_file), str(kube.token_file))
 
     @classmethod
@@ -69,6 +73,11 @@ class Town:
         answer = await self.agent.get("/v1/connect/ca/roots?pem")
         self.ca_file.write_bytes(answer.body)
         self.token_file.write_text(await self.kube.account_token(SYSTEM, "mesh-controller", "mesh"))
+        self.account_file.write_text(await self.kube.account_token(SYSTEM, "mesh-controller"))
+        await self.namespace("mesh-services")
+        for rule in RULES.of("Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"):
+            if "controller" in rule["metadata"]["name"]:
+                await ensure(self.api, _rules_path(rule), rule)
 
     # controllers
 
@@ -79,7 +88,7 @@ class Town:
             json.dumps({"lease_s": LEASE_S, "resync_s": 5.0} | settings), cluster="c1", namespace=SYSTEM, identity=name
         )
         mesh = Mesh(f"https://{self.agent.address}:8504", self.ca_file, self.token_file)
-        api = KubernetesApi(self.kube.url, str(self.kube.ca_file), str(self.kube.token_file))
+        api = KubernetesApi(self.kube.url, str(self.kube.ca_file), str(self.account_file))
         found = Controllers(given, api, mesh, SystemClock(), random.Random(7))
         stopping = asyncio.Event()
         running = asyncio.create_task(found.run(stopping))
@@ -219,7 +228,7 @@ class ControllersProcess:
                 *("--agent", f"https://{town.agent.address}:8504"),
                 *("--token-file", str(town.token_file), "--ca-file", str(town.ca_file)),
                 *("--kubernetes-api", town.kube.url, "--kubernetes-ca-file", str(town.kube.ca_file)),
-                *("--kubernetes-token-file", str(town.kube.token_file)),
+                *("--kubernetes-token-file", str(town.account_file)),
                 env={**os.environ, "MESH_CONTROLLERS_SETTINGS": self._settings},
                 stdout=log,
                 stderr=log,
@@ -244,6 +253,15 @@ class ControllersProcess:
         finally:
             await client.close()
         return answer.status, answer.body.decode()
+
+
+def _rules_path(rule: Json) -> str:
+    namespace = rule["metadata"].get("namespace")
+    return (
+        "/apis/rbac.authorization.k8s.io/v1/"
+        + (f"namespaces/{namespace}/" if namespace else "")
+        + f"{rule['kind'].lower()}s"
+    )
 
 
 def _endpoint(address: str) -> Json:
