@@ -9,6 +9,7 @@ from mesh_agent.artifacts import layout
 from mesh_agent.artifacts.golang import Go
 from mesh_agent.artifacts.recipes import RECIPES, Recipe
 from mesh_agent.artifacts.runner import Progress, lock, scratch
+from mesh_agent.errors import InvalidRequest
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,18 @@ class Wanted:
         return f"{self.recipe.name}-{self.version}"
 
 
-def wanted(names: Sequence[str], versions: dict[str, str]) -> list[Wanted]:
-    """The artifacts of these names (none: all), each in the wanted version or the newest pinned one."""
-    return [
-        Wanted(recipe, recipe.choose(versions.get(recipe.name, "")))
-        for recipe in RECIPES.values()
-        if not names or recipe.name in names
-    ]
+def wanted(names: Sequence[str], kubernetes: str = "", *, pinned: bool = True) -> list[Wanted]:
+    """The artifacts of these names (none: all) in their newest pinned version, Kubernetes in the version that is given; `pinned`: or not at all."""
+    unknown = sorted(set(names) - set(RECIPES))
+    if unknown:
+        raise InvalidRequest(f"{', '.join(unknown)}: no such artifact; there are {', '.join(RECIPES)}")
+    versions = {"kubernetes": layout.version(kubernetes)} if kubernetes else {}
+    chosen = [recipe for recipe in RECIPES.values() if not names or recipe.name in names]
+    return [Wanted(recipe, _version(recipe, versions.get(recipe.name, ""), pinned)) for recipe in chosen]
+
+
+def _version(recipe: Recipe, version: str, pinned: bool) -> str:
+    return recipe.choose(version) if pinned or not version else version
 
 
 def ready(root: Path, each: Wanted, arch: str) -> bool:

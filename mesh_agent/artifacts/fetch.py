@@ -11,7 +11,7 @@ from mesh_agent.artifacts.client import download
 from mesh_agent.artifacts.recipes import Download
 from mesh_agent.artifacts.registry import Registry
 from mesh_agent.artifacts.runner import Progress, lock, scratch
-from mesh_agent.errors import ConfigError
+from mesh_agent.errors import ConfigError, RemoteProtocolError
 
 PINNED = Path(__file__).parent / "checksums.txt"
 
@@ -34,7 +34,7 @@ def published(name: str, text: str, source: str) -> str:
     sums = layout.parse_sums(text, source)
     digest = sums.get(name) or sums.get("")
     if not digest:
-        raise ConfigError(f"{source}: holds no checksum of {name}")
+        raise RemoteProtocolError(f"{source}: holds no checksum of {name}")
     return digest
 
 
@@ -71,7 +71,9 @@ def _one(root: Path, wanted: Download, pinned: Mapping[str, str], each: Wanted, 
     found = layout.sha256(partial)
     if found != digest:
         partial.unlink()
-        raise ConfigError(f"{wanted.url}: the download has the SHA-256 {found}, not {digest}; it was thrown away")
+        raise RemoteProtocolError(
+            f"{wanted.url}: the download has the SHA-256 {found}, not {digest}; it was thrown away"
+        )
     if wanted.members:
         _take(partial, wanted.members, work / "result")
     else:
@@ -86,7 +88,7 @@ def _take(archive: Path, members: tuple[str, ...], result: Path) -> None:
             found = next((each for each in tar if each.name.removeprefix("./") == member and each.isfile()), None)
             content = tar.extractfile(found) if found else None
             if content is None:
-                raise ConfigError(f"{archive.name}: holds no {member}")
+                raise RemoteProtocolError(f"{archive.name}: holds no {member}")
             target = result / member.rpartition("/")[2]
             with target.open("wb") as file:
                 shutil.copyfileobj(content, file)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mesh_agent.artifacts.image import Image, Layer, open_layer
-from mesh_agent.errors import ConfigError
+from mesh_agent.errors import RemoteProtocolError
 
 _INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
 _MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
@@ -31,7 +31,7 @@ def for_platform(index: dict[str, Any], arch: str) -> str:
         platform = each.get("platform", {})
         if platform.get("os") == "linux" and platform.get("architecture") == arch:
             return str(each["digest"])
-    raise ConfigError(f"the registry has no image for linux/{arch}")
+    raise RemoteProtocolError(f"the registry has no image for linux/{arch}")
 
 
 class Registry:
@@ -63,7 +63,7 @@ class Registry:
         content = path.read_bytes()
         path.unlink()
         if reference.startswith("sha256:") and hashlib.sha256(content).hexdigest() != reference.removeprefix("sha256:"):
-            raise ConfigError(f"{self._base}: the manifest of {repository}@{reference} has another digest")
+            raise RemoteProtocolError(f"{self._base}: the manifest of {repository}@{reference} has another digest")
         return content
 
     def _blob(self, repository: str, digest: str) -> Path:
@@ -96,4 +96,4 @@ def _verify(path: Path, digest: str, what: str) -> None:
     found = open_layer(path).digest
     if found != digest:
         path.unlink()
-        raise ConfigError(f"{what}: the download has the digest {found}")
+        raise RemoteProtocolError(f"{what}: the download has the digest {found}")

@@ -9,8 +9,8 @@ import typer
 from mesh_agent.artifacts import cluster, layout, mesh
 from mesh_agent.artifacts import fetch as releases
 from mesh_agent.artifacts import pin as pins
-from mesh_agent.artifacts.build import Wanted, ready, wanted
 from mesh_agent.artifacts.build import build as build_one
+from mesh_agent.artifacts.build import ready, wanted
 from mesh_agent.artifacts.golang import WHEEL, Go
 from mesh_agent.artifacts.image import read_archive
 from mesh_agent.artifacts.recipes import ADDRESSES, RECIPES
@@ -50,13 +50,6 @@ def _place(directory: Path, arch: str) -> tuple[Path, str]:
     return layout.place(directory, _machine(), chosen), chosen
 
 
-def _wanted(names: list[str] | None, kubernetes: str) -> list[Wanted]:
-    unknown = sorted(set(names or ()) - set(RECIPES))
-    if unknown:
-        raise InvalidRequest(f"{', '.join(unknown)}: no such artifact; there are {', '.join(RECIPES)}")
-    return wanted(names or [], {"kubernetes": layout.version(kubernetes)} if kubernetes else {})
-
-
 @app.command()
 def build(
     names: Names = None,
@@ -83,7 +76,7 @@ def build(
     progress = Progress(say)
     go = Go(root, progress, go_wheel)
     if names or not mesh_image:
-        parts = _wanted(names, kubernetes)
+        parts = wanted(names or [], kubernetes)
         for part in parts:
             build_one(root, part, chosen, go, progress)
         if images and any(part.recipe.name == "kubernetes" for part in parts):
@@ -94,11 +87,16 @@ def build(
         mesh.build(root, wheelhouse or home() / "wheelhouse", os.uname().machine, progress)
 
 
-def _cluster_images(root: Path, arch: str, kubernetes: str, go: Go, progress: Progress) -> None:
-    if arch != _machine():
+def _own(arch: str, progress: Progress) -> bool:
+    if arch != _machine():  # kubeadm of that architecture has to say which images it wants
         progress.line(f"no images: those for {arch} are made on a machine of that architecture")
+    return arch == _machine()
+
+
+def _cluster_images(root: Path, arch: str, kubernetes: str, go: Go, progress: Progress) -> None:
+    if not _own(arch, progress):
         return
-    parts = {part.recipe.name: part for part in _wanted(["kubernetes", "etcd", "coredns", "pause"], kubernetes)}
+    parts = {part.recipe.name: part for part in wanted(["kubernetes", "etcd", "coredns", "pause"], kubernetes)}
     for part in parts.values():
         if not ready(root, part, arch):
             build_one(root, part, arch, go, progress)
@@ -139,10 +137,10 @@ def fetch(
         "helm": helm_url.rstrip("/"),
     }
     pinned = releases.pins(checksums)
-    for part in _wanted(names, kubernetes):
+    for part in wanted(names or [], kubernetes, pinned=False):
         if part.recipe.downloads:
             releases.fetch(root, part, chosen, addresses, pinned, progress)
-        if part.recipe.name == "kubernetes" and images:
+        if part.recipe.name == "kubernetes" and images and _own(chosen, progress):
             releases.fetch_images(root, part, chosen, registry_url, progress)
 
 

@@ -113,5 +113,16 @@ def test_the_version_of_go_is_read(text: str, version: tuple[int, int]) -> None:
 
 
 def test_all_artifacts_are_wanted_when_none_is_named() -> None:
-    assert [each.recipe.name for each in wanted([], {})] == list(RECIPES)
-    assert [each.name for each in wanted(["kubernetes"], {"kubernetes": "1.36.3"})] == ["kubernetes-1.36.3"]
+    assert [each.recipe.name for each in wanted([])] == list(RECIPES)
+    assert [each.name for each in wanted(["kubernetes"], "v1.36.3")] == ["kubernetes-1.36.3"]
+
+
+def test_pins_are_needed_to_build_and_not_to_fetch() -> None:
+    assert [each.name for each in wanted(["kubernetes"], "1.99.0", pinned=False)] == ["kubernetes-1.99.0"]
+    with pytest.raises(InvalidRequest, match="not pinned"):
+        wanted(["kubernetes"], "1.99.0")
+
+
+def test_an_unknown_artifact_is_named_with_those_that_there_are() -> None:
+    with pytest.raises(InvalidRequest, match="dockerd: no such artifact; there are kubernetes, etcd"):
+        wanted(["etcd", "dockerd"])
