@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import msgpack
@@ -32,6 +33,7 @@ _MAX_MESSAGES = 1024
 _MAX_DATAGRAM = 256 * 1024
 _MAX_RATIO = 64
 _MAX_LIST = 8192
+_REPEATED_BYTES = 600
 _U16, _U32 = 0xFFFF, 0xFFFFFFFF
 
 OWN_VERSIONS = (1, 5, 2, 2, 5, 4)
@@ -250,7 +252,7 @@ def address_from_bytes(packed: bytes) -> str:
     if len(packed) == 16 and packed[:12] == b"\0" * 10 + b"\xff\xff":
         packed = packed[12:]
     if len(packed) == 4:
-        return str(ipaddress.IPv4Address(packed))
+        return f"{packed[0]}.{packed[1]}.{packed[2]}.{packed[3]}"
     if len(packed) == 16:
         return str(ipaddress.IPv6Address(packed))
     if packed:
@@ -366,18 +368,21 @@ class Codec:
         *,
         label: str = "",
         compression: bool = True,
+        compress_datagrams: bool = False,
     ) -> None:
+        """Both ways are always understood. Compressing a datagram costs more CPU than all the rest of the way; a stream is long enough to be worth it."""
         self.keyring = keyring
         self._random_bytes = random_bytes
         self._label = label.encode()
         self._compression = compression
+        self._compress_datagrams = compress_datagrams
 
     # datagrams
 
     def encode_packet(self, parts: list[bytes], *, crc: bool = False) -> bytes:
         """A datagram of encoded messages."""
         plain = compound(parts)
-        if self._compression:
+        if self._compress_datagrams:
             smaller = compressed(plain)
             plain = smaller if len(smaller) < len(plain) else plain
         if crc:
@@ -497,10 +502,21 @@ def _messages(block: bytes, depth: int, room: _Room) -> Iterable[Message]:
         yield from _messages(block[5:], depth + 1, room)
     elif kind == USER:
         yield User(block[1:])
-    elif kind in _DECODERS:
-        yield _DECODERS[kind](unpack(block[1:]))
+    elif len(block) <= _REPEATED_BYTES:
+        yield _decode_repeated(block)
     else:
-        raise RemoteProtocolError(f"unknown message type {kind}")
+        yield _decode_single(block)
+
+
+def _decode_single(block: bytes) -> Message:
+    decoder = _DECODERS.get(block[0])
+    if decoder is None:
+        raise RemoteProtocolError(f"unknown message type {block[0]}")
+    return decoder(unpack(block[1:]))
+
+
+# Gossip brings the same few messages again and again.
+_decode_repeated = lru_cache(maxsize=1024)(_decode_single)
 
 
 def _parts(block: bytes) -> Iterable[bytes]:

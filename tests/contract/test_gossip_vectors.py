@@ -16,7 +16,7 @@ VECTORS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "gossip_vect
 
 def codec(vector: dict[str, Any]) -> wire.Codec:
     keyring = Keyring([base64.b64decode(vector["key"])]) if vector.get("key") else None
-    return wire.Codec(keyring, os.urandom)
+    return wire.Codec(keyring, os.urandom, compress_datagrams="compress" in vector["contains"])
 
 
 def leaves(decoded: dict[str, Any]) -> list[dict[str, Any]]:

@@ -11,13 +11,17 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mesh_agent.errors import RemoteProtocolError
 from mesh_agent.gossip import GossipConfig, Keyring, lzw, wire
 from mesh_agent.gossip import serf_wire as serf
 from mesh_agent.gossip.serf import Serf
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("gossip", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("gossip")
 
 VECTORS: list[dict[str, Any]] = json.loads((Path(__file__).parents[1] / "contract" / "gossip_vectors.json").read_text())
 KEY = base64.b64decode("AAECAwQFBgcICQoLDA0ODw==")
@@ -68,7 +72,11 @@ serf_messages: st.SearchStrategy[Any] = st.one_of(
 )  # fmt: skip
 codecs = st.builds(
     lambda keyed, label, compression: wire.Codec(
-        Keyring([KEY]) if keyed else None, random.Random(1).randbytes, label=label, compression=compression
+        Keyring([KEY]) if keyed else None,
+        random.Random(1).randbytes,
+        label=label,
+        compression=compression,
+        compress_datagrams=compression,
     ),
     st.booleans(),
     st.sampled_from(["", "partition-1"]),
