@@ -1,6 +1,7 @@
 """`mesh artifacts`: programs and images of Kubernetes and of the mesh, in one directory for sites and labs without the internet."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -41,6 +42,11 @@ Kubernetes = Annotated[
 Addresses = dict[str, str]
 
 
+def _tell(text: str) -> None:
+    say(text)
+    sys.stdout.flush()  # progress is for now, also through a pipe
+
+
 def _machine() -> str:
     return layout.architecture(os.uname().machine)
 
@@ -73,7 +79,7 @@ def build(
 ) -> None:
     """Build from source by the Go module proxy; what is there already is left alone."""
     root, chosen = _place(directory, arch)
-    progress = Progress(say)
+    progress = Progress(_tell)
     go = Go(root, progress, go_wheel)
     if names or not mesh_image:
         parts = wanted(names or [], kubernetes)
@@ -130,7 +136,7 @@ def fetch(
 ) -> None:
     """Fetch upstream's own releases and verify them; what is there already is left alone."""
     root, chosen = _place(directory, arch)
-    progress = Progress(say)
+    progress = Progress(_tell)
     addresses = {
         "kubernetes": kubernetes_url.rstrip("/"),
         "github": github_url.rstrip("/"),
@@ -184,5 +190,5 @@ def pin(
     directory: Directory = layout.DEFAULT,
 ) -> None:
     """Write go.mod and go.sum of another version of Kubernetes, in a checkout of this project."""
-    progress = Progress(say)
+    progress = Progress(_tell)
     say(f"pinned in {pins.pin(directory, layout.version(version), Go(directory, progress), progress)}")

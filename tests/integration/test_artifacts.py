@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -250,3 +251,24 @@ def test_an_empty_directory_is_not_verified(mesh: Mesh) -> None:
 def test_any_version_can_be_fetched(mesh: Mesh, upstream: Upstream) -> None:
     assert mesh("fetch", "kubernetes", "--kubernetes", "1.99.0").returncode == 1
     assert upstream.asked[0][0].startswith("/v1.99.0/")
+
+
+@pytest.mark.timeout(400)  # a machine without Go downloads it first
+def test_a_program_is_built_from_source_once(tmp_path: Path, mesh: Mesh) -> None:
+    done = mesh("build", "pause")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "pause-3.10.2"
+    assert mesh("build", "pause").stdout.strip().endswith("there already")
+    assert layout.problems(folder) == []
+    with subprocess.Popen([folder / "pause"]) as pause:
+        pause.send_signal(signal.SIGCHLD)
+        pause.send_signal(signal.SIGTERM)
+        assert pause.wait(30) in (0, -signal.SIGTERM)  # the latter when it had not set up its own end yet
+
+
+def test_a_program_for_another_architecture_has_its_own_place(tmp_path: Path, mesh: Mesh) -> None:
+    other = "arm64" if ARCH == "amd64" else "amd64"
+    done = mesh("fetch", "coredns", "--arch", other)
+    assert done.returncode == 1
+    assert f"coredns_1.14.7_linux_{other}.tgz.sha256: 404" in done.stderr
+    assert not (tmp_path / "coredns-1.14.7").exists()
