@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from mesh_agent.agent.fields import anything
 from mesh_agent.catalog.config_entries import GLOBAL, PROXY_DEFAULTS, SERVICE_DEFAULTS, SERVICE_INTENTIONS
 from mesh_agent.controllers.objects import Json, annotations_of, is_leaving, name_of, namespace_of, said, switch
 from mesh_agent.controllers.to_mesh import CLUSTER, KUBERNETES, SOURCE
@@ -93,8 +94,8 @@ def entry_name(kind: Kind, resource: Json) -> str:
     """Name of the entry that a resource stands for; empty if it does not say."""
     if kind.entry != SERVICE_INTENTIONS:
         return name_of(resource)
-    destination = (resource.get("spec") or {}).get("destination") or {}
-    return str(destination.get("name") or "")
+    destination = (resource.get("spec") or {}).get("destination")
+    return str(destination.get("name") or "") if isinstance(destination, dict) else ""
 
 
 def owner_meta(resource: Json, cluster: str) -> dict[str, str]:
@@ -106,7 +107,7 @@ def entry_of(kind: Kind, resource: Json, cluster: str) -> Json:
     """The entry that a resource asks for, as `PUT /v1/config` wants it; InvalidRequest says what is wrong with the resource."""
     spec = dict(resource.get("spec") or {})
     if kind.entry == SERVICE_INTENTIONS:
-        destination = dict(spec.pop("destination", None) or {})
+        destination = anything(spec.pop("destination", None) or {}, "spec.destination").copy()
         name = destination.pop("name", "")
         destination.pop("namespace", None)
         if any(destination.values()):

@@ -170,16 +170,16 @@ def _addresses(
     port = _port(service)
     kind = spec.get("type", "ClusterIP")
     if spec.get("externalIPs"):
-        yield from ((each, int(port.get("port", 0))) for each in spec["externalIPs"])
+        yield from ((each, int(port.get("port") or 0)) for each in spec["externalIPs"])
     elif kind == "NodePort":
-        on = {each.get("nodeName", "") for each, _ in _ready(service, slices, port)}
-        yield from ((nodes[name], int(port.get("nodePort", 0))) for name in sorted(on) if nodes.get(name))
+        on = {each.get("nodeName") or "" for each, _ in _ready(service, slices, port)}
+        yield from ((nodes[name], int(port.get("nodePort") or 0)) for name in sorted(on) if nodes.get(name))
     elif kind == "LoadBalancer":
         ingress = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or []
         for each in ingress:
             address = each.get("ip") or each.get("hostname")
             if address:
-                yield address, int(port.get("port", 0))
+                yield address, int(port.get("port") or 0)
     elif settings.cluster_ip:
         for endpoint, target in _ready(service, slices, port):
             yield from ((each, target) for each in endpoint.get("addresses") or [])
@@ -212,7 +212,7 @@ def _ready(service: Json, slices: Iterable[Json], port: Json) -> Iterator[tuple[
 
 def _target(found: Json, port: Json) -> int | None:
     if port.get("literal") or not port:
-        return int(port.get("port", 0))
+        return int(port.get("port") or 0)
     ports: list[Json] = found.get("ports") or []
     return next((each.get("port") for each in ports if (each.get("name") or "") == (port.get("name") or "")), None)
 
@@ -220,6 +220,6 @@ def _target(found: Json, port: Json) -> int | None:
 def _node_address(node: Json, preference: str) -> str:
     found: dict[str, Any] = {}
     for each in (node.get("status") or {}).get("addresses") or []:
-        found.setdefault(each["type"], each["address"])
+        found.setdefault(each.get("type", ""), each.get("address") or "")
     external, internal = str(found.get("ExternalIP", "")), str(found.get("InternalIP", ""))
     return {"ExternalOnly": external, "InternalOnly": internal}.get(preference, external or internal)
