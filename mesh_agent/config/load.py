@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from mesh_agent.config.check import mistakes
 from mesh_agent.config.settings import AgentConfig
 from mesh_agent.errors import ConfigError
 
@@ -40,7 +41,7 @@ def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]
         _put(tree, dotted.split("."), value)
     if not tree.get("node_name"):
         raise ConfigError(f"{origin}: node_name is missing; set it in the file, as MESH_NODE_NAME, or with --node-name")
-    return _checked(_with_secrets(_convert(tree, f"{origin}, environment or flags")), origin)
+    return _checked(_with_secrets(_convert(tree, f"{origin}, environment or flags"), origin), origin)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -117,14 +118,14 @@ def _put(tree: dict[str, Any], keys: list[str], value: Any) -> None:
     tree[keys[-1]] = value
 
 
-def _with_secrets(config: AgentConfig) -> AgentConfig:
+def _with_secrets(config: AgentConfig, origin: str) -> AgentConfig:
     for file_key, key in _SECRETS:
         path = getattr(config, file_key)
         if path and not getattr(config, key):
             try:
                 secret = Path(path).read_text(encoding="utf-8").strip()
             except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"{file_key}: {path} cannot be read: {error}") from error
+                raise ConfigError(f"{origin}: {file_key}: {path} cannot be read: {error}") from error
             config = msgspec.structs.replace(config, **{key: secret})
     return config
 
@@ -134,15 +135,9 @@ def _checked(config: AgentConfig, origin: str) -> AgentConfig:
         value = getattr(config, key)
         if value and _key_length(value) not in (16, 24, 32):
             raise ConfigError(f"{origin}: {key} must be 16, 24 or 32 bytes in base64; `mesh keygen` makes one")
-    for key in ("node_name", "datacenter", "domain", "trust_domain"):
-        value = getattr(config, key)
-        if not value or any(character.isspace() or character in '/\\"' for character in value):
-            raise ConfigError(
-                f"{origin}: {key} is {value!r}; it must not be empty and must not hold spaces, slashes or quotes"
-            )
+    for key, text in mistakes(config):
+        raise ConfigError(f"{origin}: {key} {text}")
     _check_kubernetes(config, origin)
-    if config.datacenter != config.datacenter.lower():
-        raise ConfigError(f"{origin}: datacenter is {config.datacenter!r}; use lower case letters, digits, - and _")
     return config
 
 

@@ -52,6 +52,28 @@ def test_secrets_are_read_from_their_files(tmp_path: Path) -> None:
         ('node_name = "n"\nencrypt = "short"', "encrypt"),
         ('node_name = "n"\njoin_token_file = "/does/not/exist"', "join_token_file"),
         ('node_name = "n"\ndatacenter = "DC1"', "lower case"),
+        ('node_name = "n"\ndatacenter = "service"', "datacenter is 'service'"),
+        ('node_name = "n"\ndatacenter = "a.b"', "datacenter is 'a.b'"),
+        (f'node_name = "{"n" * 254}"', "node_name has 254 characters"),
+        ('node_name = "n"\ntrust_domain = "Mesh"', "trust_domain is 'Mesh'"),
+        ('node_name = "n"\ndomain = "a..b"', "domain is 'a..b'"),
+        ('node_name = "n"\ndomain = ""', "domain is ''"),
+        ('node_name = "n"\ndata_dir = ""', "data_dir must not be empty"),
+        ('node_name = "n"\nbind_addr = "host"', "bind_addr is 'host'"),
+        ('node_name = "n"\nbind_addr = "0.0.0.0"', "advertise_addr is missing"),
+        ('node_name = "n"\nclient_addr = ""', "client_addr is ''"),
+        ('node_name = "n"\ndns_addrs = ["x"]', "dns_addrs holds 'x'"),
+        ('node_name = "n"\nretry_join = ["a:b:c"]', "retry_join holds 'a:b:c'"),
+        ('node_name = "n"\nretry_join_wan = ["a:99999"]', "retry_join_wan holds 'a:99999'"),
+        ('node_name = "n"\nretry_interval_s = 0', "retry_interval_s is 0"),
+        ('node_name = "n"\nmax_body_bytes = 1', "max_body_bytes is 1"),
+        ('node_name = "n"\n[dns]\nrecursors = ["x y"]', "dns.recursors holds 'x y'"),
+        ('node_name = "n"\n[dns]\nservice_ttl_s = -1', "dns.service_ttl_s is -1"),
+        ('node_name = "n"\n[ca]\nleaf_ttl_s = -5.0', "ca.leaf_ttl_s is -5"),
+        ('node_name = "n"\n[ports]\nhttp = 65536', "ports.http is 65536"),
+        ('node_name = "n"\n[ports]\nhttp = -2', "ports.http is -2"),
+        ('node_name = "n"\n[ports]\nhttp = 8600', "ports.dns is 8600, which is ports.http already"),
+        ('node_name = "n"\n[ports]\nsidecar_min = 30000', "ports.sidecar_min is 30000"),
         ('node_name = "n"\n[kubernetes]\napi = "10.0.0.1:6443"', "kubernetes.api"),
         ('node_name = "n"\n[kubernetes]\napi = "https://10.0.0.1:6443"', "kubernetes.ca_file"),
         ('node_name = "n"\n[kubernetes]\napi = "http://x"\ncontrollers = ["mesh-controller"]', "namespace/name"),
@@ -59,8 +81,28 @@ def test_secrets_are_read_from_their_files(tmp_path: Path) -> None:
 )
 def test_a_mistake_in_the_file_is_named(tmp_path: Path, text: str, named: str) -> None:
     path = write(tmp_path, text)
-    with pytest.raises(ConfigError, match=named):
+    with pytest.raises(ConfigError, match=named) as raised:
         load(path, {}, {})
+    assert str(raised.value).startswith(f"{path}: ")
+
+
+def test_settings_of_every_kind_are_accepted(tmp_path: Path) -> None:
+    text = """
+    node_name = "Node-1.example.com"
+    bind_addr = "0.0.0.0"
+    advertise_addr = "fd00::1"
+    client_addr = "localhost"
+    domain = "mesh.example.com."
+    alt_domain = ""
+    retry_join = ["a", "a.example:8301", "10.0.0.1", "10.0.0.1:1", "fd00::2", "[fd00::2]:8301"]
+    [ports]
+    http = 0
+    https = 0
+    dns = -1
+    [dns]
+    recursors = ["192.0.2.1", "192.0.2.1:53", "[2001:db8::1]:53", "2001:db8::1"]
+    """
+    assert load(write(tmp_path, text), {}, {}).node_name == "Node-1.example.com"
 
 
 @pytest.mark.parametrize(("name", "value"), [("MESH_COLOUR", "1"), ("MESH_PORTS__HTTP", "x"), ("MESH_NODE_META", "{")])
