@@ -76,8 +76,8 @@ class Go:
         self._progress.run(command, cwd=work, env=_environment(arch), what="packages compiled or sources fetched")
 
     def published_module(self, path: str) -> str:
-        """The go.mod that a module publishes (`path` with its @version)."""
-        return output([self.program(), "mod", "download", "-x=false", path], env=_environment())
+        """What Go downloads of a module (`path` with its @version), as JSON; GoMod is the go.mod that it publishes."""
+        return output([self.program(), "mod", "download", "-json", path], env=_environment())
 
     def tidy(self, folder: Path) -> None:
         """Complete a go.mod and write its go.sum; sums come from the public checksum database."""

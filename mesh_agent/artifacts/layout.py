@@ -8,7 +8,6 @@ from pathlib import Path
 
 from mesh_agent.errors import ConfigError, InvalidRequest
 
-DEFAULT = Path("/var/lib/mesh-lab/artifacts")
 SUMS = "SHA256SUMS"
 ORIGIN = "ORIGIN"
 IMAGES = "images.tar"
@@ -16,11 +15,6 @@ TAGS = "IMAGES"
 ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)(?:-[0-9a-z.]+)?")
 _SUM = re.compile(r"([0-9a-f]{64}) [ *](.+)")
-
-
-def default_directory() -> Path:
-    """MESH_ARTIFACTS, or the place that the lab shows to its hosts as /srv/artifacts."""
-    return Path(os.environ.get("MESH_ARTIFACTS") or DEFAULT)
 
 
 def architecture(machine: str) -> str:

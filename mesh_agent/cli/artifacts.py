@@ -39,7 +39,7 @@ Kubernetes = Annotated[
         "--kubernetes", envvar="MESH_KUBERNETES_VERSION", help="Kubernetes' version; the newest pinned one by default."
     ),
 ]
-Addresses = dict[str, str]
+_DEFAULT = home() / "artifacts"  # what the lab shows to its hosts as /srv/artifacts
 
 
 def _tell(text: str) -> None:
@@ -59,7 +59,7 @@ def _place(directory: Path, arch: str) -> tuple[Path, str]:
 @app.command()
 def build(
     names: Names = None,
-    directory: Directory = layout.DEFAULT,
+    directory: Directory = _DEFAULT,
     kubernetes: Kubernetes = "",
     arch: Arch = "",
     images: Annotated[
@@ -112,7 +112,7 @@ def _cluster_images(root: Path, arch: str, kubernetes: str, go: Go, progress: Pr
 @app.command()
 def fetch(
     names: Names = None,
-    directory: Directory = layout.DEFAULT,
+    directory: Directory = _DEFAULT,
     kubernetes: Kubernetes = "",
     arch: Arch = "",
     images: Annotated[
@@ -151,7 +151,7 @@ def fetch(
 
 
 @app.command("list")
-def list_(directory: Directory = layout.DEFAULT, output: Output = Format.TABLE) -> None:
+def list_(directory: Directory = _DEFAULT, output: Output = Format.TABLE) -> None:
     """What is there, and what can be built."""
     there = {path.name: path for path in layout.artifacts(directory)}
     rows = [_row(name, path) for name, path in there.items()]
@@ -168,7 +168,7 @@ def _row(name: str, path: Path) -> dict[str, object]:
 
 
 @app.command()
-def verify(directory: Directory = layout.DEFAULT) -> None:
+def verify(directory: Directory = _DEFAULT) -> None:
     """Check every file against SHA256SUMS, and every image against its digests."""
     found = layout.artifacts(directory)
     if not found:
@@ -187,7 +187,7 @@ def verify(directory: Directory = layout.DEFAULT) -> None:
 @app.command()
 def pin(
     version: Annotated[str, typer.Argument(help="A version of Kubernetes, such as 1.37.2.")],
-    directory: Directory = layout.DEFAULT,
+    directory: Directory = _DEFAULT,
 ) -> None:
     """Write go.mod and go.sum of another version of Kubernetes, in a checkout of this project."""
     progress = Progress(_tell)
