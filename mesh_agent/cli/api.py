@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from mesh_agent.errors import ConfigError, MeshError, Unreachable
 from mesh_agent.http.client import HttpClient
@@ -48,6 +48,7 @@ class Connection:
         if "://" not in chosen:
             secure = setting("HTTP_SSL").lower() in ("1", "true", "yes")
             chosen = f"{'https' if secure else 'http'}://{chosen}"
+        _check_address(chosen)
         return cls(
             address=chosen.rstrip("/"),
             datacenter=datacenter,
@@ -56,6 +57,18 @@ class Connection:
             certificate_file=setting("CLIENT_CERT"),
             key_file=setting("CLIENT_KEY"),
             verify=setting("HTTP_SSL_VERIFY").lower() not in ("0", "false", "no"),
+        )
+
+
+def _check_address(address: str) -> None:
+    try:
+        parts = urlsplit(address)
+        is_good = parts.scheme == "unix" or (parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)
+    except ValueError:  # a port that is no number, brackets that do not match
+        is_good = False
+    if not is_good:
+        raise ConfigError(
+            f"{address!r} is not the address of an agent; write it like 127.0.0.1:8500, https://host:8501 or unix:///run/mesh/api.sock"
         )
 
 
@@ -106,8 +119,9 @@ class AgentApi:
                 method, self.connection.address, target, headers=headers, body=payload, timeout_s=self._timeout_s
             )
         except Unreachable as error:
+            reason = str(error).removeprefix(f"{self.connection.address}: ")
             raise Unreachable(
-                f"no agent answers at {self.connection.address}: {error}\n"
+                f"no agent answers at {self.connection.address}: {reason}\n"
                 "Is it running (`systemctl status mesh`)? Another address: --http-addr or MESH_HTTP_ADDR."
             ) from error
         finally:

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 import yaml
@@ -26,14 +27,14 @@ def register(app: typer.Typer) -> None:
 @config.command("list")
 def config_list(kind: Kind, address: Address = "", output: Output = Format.TABLE) -> None:
     """Every entry of a kind."""
-    found = api(address).get(f"/v1/config/{kind}")
+    found = api(address).get(f"/v1/config/{quote(kind, safe='')}")
     show(found, ["Name", "ModifyIndex"], output, found)
 
 
 @config.command("read")
 def config_read(kind: Kind, name: Name, address: Address = "", output: Output = Format.JSON) -> None:
     """One entry."""
-    dump(api(address).get(f"/v1/config/{kind}/{name}"), output)
+    dump(api(address).get(f"/v1/config/{quote(kind, safe='')}/{quote(name, safe='')}"), output)
 
 
 @config.command("write")
@@ -55,7 +56,7 @@ def config_write(
 def config_delete(kind: Kind, name: Name, cas: Cas = False, modify_index: Index = 0, address: Address = "") -> None:
     """Forget an entry."""
     query = {"cas": str(modify_index)} if cas else {}
-    if api(address).delete(f"/v1/config/{kind}/{name}", **query) is False:
+    if api(address).delete(f"/v1/config/{quote(kind, safe='')}/{quote(name, safe='')}", **query) is False:
         raise MeshError(f"not deleted: the entry is not at --modify-index {modify_index} any more; read it again")
     say(f"Config entry deleted: {kind}/{name}")
 

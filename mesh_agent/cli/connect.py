@@ -1,11 +1,12 @@
 """`mesh intention`, `mesh ca`: who may talk to whom, and who vouches for them."""
 
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 
 from mesh_agent.cli.options import Address, Output, api
-from mesh_agent.cli.output import Format, dump, say, show
+from mesh_agent.cli.output import Format, say, show
 
 intention = typer.Typer(no_args_is_help=True, help="Which service may talk to which.")
 ca = typer.Typer(no_args_is_help=True, help="The certificate authority and identities.")
@@ -100,8 +101,9 @@ def ca_roots(address: Address = "", output: Output = Format.TABLE) -> None:
 
 
 @ca.command("leaf")
-def ca_leaf(service: str, address: Address = "") -> None:
+def ca_leaf(service: str, address: Address = "", output: Output = Format.YAML) -> None:
     """The certificate that this agent holds for a service (its private key is not printed)."""
-    found = api(address).get(f"/v1/agent/connect/ca/leaf/{service}")
+    found = api(address).get(f"/v1/agent/connect/ca/leaf/{quote(service, safe='')}")
     found.pop("PrivateKeyPEM", None)
-    dump(found, Format.YAML)
+    rows = [{"Identity": found["ServiceURI"], **found}]
+    show(rows, ["Identity", "SerialNumber", "ValidAfter", "ValidBefore"], output, found)

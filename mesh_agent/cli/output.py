@@ -59,8 +59,19 @@ def dump(value: object, output: Format) -> None:
     sys.stdout.write(_yaml(value) if as_yaml else json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+class _Dumper(yaml.SafeDumper):
+    """Certificates and the like as blocks: several lines are written as several lines."""
+
+
+def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
 def _yaml(value: object) -> str:
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 def say(text: str) -> None:
