@@ -86,6 +86,17 @@ def is_ours(found: Json) -> bool:
     return labels_of(found).get(MANAGED_BY) == MANAGER
 
 
+def without_history(found: Json) -> Json:
+    """The object without metadata.managedFields, often its largest part; a write without them leaves them as they are."""
+    metadata = {key: value for key, value in found["metadata"].items() if key != "managedFields"}
+    return {**found, "metadata": metadata}
+
+
+def address_of(found: Json) -> Json:
+    """The object's name and namespace alone."""
+    return {"metadata": {key: found["metadata"].get(key, "") for key in ("name", "namespace")}}
+
+
 def deletion(path: str, found: Json) -> Delete:
     """The step that deletes this very object."""
     meta = found["metadata"]

@@ -16,6 +16,7 @@ from mesh_agent.controllers.client import Followed, Mesh
 from mesh_agent.controllers.config_sync import KINDS, collection
 from mesh_agent.controllers.entries import EntriesArea
 from mesh_agent.controllers.lease import Election
+from mesh_agent.controllers.objects import Json, address_of, without_history
 from mesh_agent.controllers.server import Operations
 from mesh_agent.controllers.settings import Settings
 from mesh_agent.errors import MeshError, NotFound, StoreConflict
@@ -29,15 +30,17 @@ log = logging.getLogger(__name__)
 _RETRY_S = (0.2, 30.0)
 _PAUSE_S = 0.05
 """Between two rounds of an area, so that a burst of changes is one round."""
+_REST = 2.0
+"""Nor more than a third of the time in rounds, however large the cluster and however busy."""
 _LEASE = "mesh-controllers"
 
 
 class Worker:
     """Lets one area have its rounds."""
 
-    def __init__(self, metrics: Metrics, rng: random.Random, resync_s: float) -> None:
+    def __init__(self, metrics: Metrics, clock: Clock, rng: random.Random, resync_s: float) -> None:
         self.awaits: list[str] = ["its first look"]
-        self._metrics, self._rng, self._resync_s = metrics, rng, resync_s
+        self._metrics, self._clock, self._rng, self._resync_s = metrics, clock, rng, resync_s
         self._woken = asyncio.Event()
         self._problems: frozenset[str] = frozenset()
 
@@ -51,8 +54,10 @@ class Worker:
         while True:
             self._woken.clear()
             self.awaits = area.awaits()
+            began = self._clock.now()
             if not self.awaits:
                 failures = 0 if await self._round(area) else failures + 1
+            took_s = self._clock.now() - began
             if failures:
                 pause_s = min(_RETRY_S[1], _RETRY_S[0] * 2 ** min(failures, 10)) * (0.5 + self._rng.random() / 2)
                 await asyncio.sleep(pause_s)
@@ -60,7 +65,7 @@ class Worker:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._resync_s):
                     await self._woken.wait()
-            await asyncio.sleep(_PAUSE_S)
+            await asyncio.sleep(max(_PAUSE_S, took_s * _REST))
 
     async def _round(self, area: Area) -> bool:
         try:
@@ -195,7 +200,7 @@ class Controllers:
         async with asyncio.TaskGroup() as group:
             self._workers = {}
             for area, worker in _Areas(settings, self._cluster, self._mesh, self._clock, self._rng, group).made(
-                lambda: Worker(self.metrics, self._rng, settings.resync_s)
+                lambda: Worker(self.metrics, self._clock, self._rng, settings.resync_s)
             ):
                 self._workers[area.name] = worker
                 group.create_task(worker.run(area))
@@ -239,8 +244,10 @@ class _Areas:
             own = worker()
             yield make(own), own
 
-    def _mirror(self, path: str, worker: Worker, **query: str) -> Mirror:
-        found = Mirror(self._cluster, path, query, worker.wake, self._rng)
+    def _mirror(
+        self, path: str, worker: Worker, keep: Callable[[Json], Json] = without_history, **query: str
+    ) -> Mirror:
+        found = Mirror(self._cluster, path, query, worker.wake, self._rng, keep)
         self._group.create_task(found.run())
         return found
 
@@ -253,7 +260,7 @@ class _Areas:
         return BundleArea(
             self._cluster,
             self._mirror("/api/v1/namespaces", worker),
-            self._mirror("/api/v1/pods", worker, labelSelector=f"{INJECTED}=true"),
+            self._mirror("/api/v1/pods", worker, address_of, labelSelector=f"{INJECTED}=true"),
             self._mirror("/api/v1/configmaps", worker, fieldSelector=f"metadata.name={CA_CONFIG_MAP}"),
             self._followed("/v1/connect/ca/roots", worker),
             self._settings,

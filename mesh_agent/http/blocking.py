@@ -9,7 +9,7 @@ from typing import Any
 
 from mesh_agent.agent import durations
 from mesh_agent.catalog.view import View
-from mesh_agent.errors import InvalidRequest
+from mesh_agent.errors import InvalidRequest, NotFound
 from mesh_agent.http.deps import Deps
 from mesh_agent.http.message import Answer, Request, Response
 from mesh_agent.model import Topic
@@ -95,7 +95,12 @@ class Reads:
         if known is not None:
             return known
         index = view.topic_index(topic)
-        response = Response.json(render(view), headers=self.headers(index))
+        try:
+            response = Response.json(render(view), headers=self.headers(index))
+        except NotFound as error:  # with an index, so that a client can wait until it is there
+            refusal = Response.text(404, str(error))
+            refusal.headers += self.headers(index)
+            return refusal
         if target:
             self._remember(target, (view, index, self._deps.catalog.known_leader(), response))
         return response

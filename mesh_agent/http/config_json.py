@@ -168,15 +168,16 @@ def _says_something(value: Any) -> bool:  # decoded JSON
     return bool(value)
 
 
+_EMPTY: dict[str, dict[str, Any]] = {SERVICE_DEFAULTS: {"Protocol": ""}, PROXY_DEFAULTS: {"Config": {}}}
+
+
 def render(found: Found) -> dict[str, Any]:
     """An entry as a reader sees it."""
     shown: dict[str, Any] = {"Kind": found.entry.kind, "Name": found.entry.name, **found.entry.settings}
     if found.entry.kind == SERVICE_INTENTIONS:
         shown["Sources"] = [_shown(each) for each in found.sources]
-    if found.entry.kind == SERVICE_DEFAULTS:
-        shown.setdefault("Protocol", "")
-    if found.entry.kind == PROXY_DEFAULTS:
-        shown.setdefault("Config", {})
+    else:
+        shown = {**_EMPTY[found.entry.kind], **shown, "MeshGateway": {}, "Expose": {}}
     if found.entry.meta:
         shown["Meta"] = found.entry.meta
     return shown | {"CreateIndex": found.created, "ModifyIndex": found.modified}

@@ -32,15 +32,17 @@ class ConfigRoutes:
     def add(self, routes: Routes) -> None:
         """Fill the table."""
         routes.add("PUT", "/v1/config", self.put)
+        routes.add("GET", "/v1/config/", lambda request: self.list(request, ""))
         routes.add("GET", "/v1/config/{}", self.list)
         routes.add("GET", "/v1/config/{}/{}", self.get)
         routes.add("DELETE", "/v1/config/{}/{}", self.delete)
 
     def list(self, request: Request, kind: str) -> Answer | Awaitable[Answer]:
-        """Every entry of a kind."""
-        config_json.known_kind(kind)
+        """Every entry of a kind, or of all kinds if the path names none."""
+        kinds = [config_json.known_kind(kind)] if kind else config_entries.KINDS
         return self._read(
-            request, lambda view: [config_json.render(each) for each in config_entries.find_all(view, kind)]
+            request,
+            lambda view: [config_json.render(found) for each in kinds for found in config_entries.find_all(view, each)],
         )
 
     def get(self, request: Request, kind: str, name: str) -> Answer | Awaitable[Answer]:

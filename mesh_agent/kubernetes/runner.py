@@ -57,7 +57,10 @@ class Mirror:
         query: Mapping[str, str],
         on_change: Callable[[], None],
         rng: random.Random,
+        keep: Callable[[Object], Object] = lambda found: found,
     ) -> None:
+        """`keep` gives the part of an object that is worth its memory; name and namespace belong to it."""
+        self._keep = keep
         self.objects: dict[tuple[str, str], Object] = {}
         self.synced = False
         self._api, self._path, self._query = api, path, query
@@ -88,7 +91,7 @@ class Mirror:
         if self._complaint:
             log.info("%s is followed again", self._path)
         self._complaint = ""
-        self.objects = {_key(each): each for each in objects}
+        self.objects = {_key(each): self._keep(each) for each in objects}
         self.synced = True
         self._on_change()
         return version
@@ -102,7 +105,7 @@ class Mirror:
             if event["type"] == "DELETED":
                 self.objects.pop(_key(found), None)
             else:
-                self.objects[_key(found)] = found
+                self.objects[_key(found)] = self._keep(found)
             self._on_change()
         return version
 

@@ -137,6 +137,19 @@ async def test_kinds_that_there_are_not_are_refused_with_those_that_there_are(cl
     assert (status, text) == (500, "No path to datacenter")
 
 
+async def test_a_client_can_wait_for_an_entry_that_is_not_there(cluster: Cluster) -> None:
+    server, client = cluster.agents["dc1-s1"], cluster.agents["dc1-c1"]
+    path = "/v1/config/service-defaults/late"
+    answer = await client.get(path)
+    index = answer.header("X-Consul-Index")
+    assert answer.status == 404
+    waiting = asyncio.create_task(client.get(f"{path}?index={index}&wait=30s", timeout_s=40))
+    await server.put("/v1/config", {"Kind": "service-defaults", "Name": "late", "Protocol": "grpc"})
+    assert json.loads((await waiting).body)["Protocol"] == "grpc"
+    every = [(each["Kind"], each["Name"]) for each in await client.json("/v1/config/")]
+    assert every == [("service-defaults", "late")]
+
+
 async def test_the_command_line_reads_writes_lists_and_deletes(cluster: Cluster, tmp_path: Path) -> None:
     address = f"{cluster.agents['dc1-c1'].address}:8500"
 

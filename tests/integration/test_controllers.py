@@ -43,6 +43,16 @@ async def town(kube: KubeApiServer, tmp_path: Path) -> AsyncIterator[Town]:
         yield found
 
 
+@pytest.fixture(params=["server", "client"])
+async def any_town(request: pytest.FixtureRequest, kube: KubeApiServer, tmp_path: Path) -> AsyncIterator[Town]:
+    """The same where the node's agent is a server, and where it is a client."""
+    await kube.apply_crds()
+    await kube.wipe()
+    async with Town.of(kube, tmp_path, client=request.param == "client") as found:
+        await found.namespace("shop")
+        yield found
+
+
 def bundle(namespace: str) -> str:
     return f"/api/v1/namespaces/{namespace}/configmaps/{CA_CONFIG_MAP}"
 
@@ -98,7 +108,8 @@ async def test_services_are_registered_follow_their_endpoints_and_are_found_by_d
         await town.until_instances("web-shop")
 
 
-async def test_a_restart_deregisters_nothing_and_catches_up(town: Town) -> None:
+async def test_a_restart_deregisters_nothing_and_catches_up(any_town: Town) -> None:
+    town = any_town
     await town.service("web", "10.1.0.1", "10.1.0.2")
     await town.service("api", "10.1.1.1")
     async with town.controllers():
@@ -218,7 +229,8 @@ async def test_another_replica_takes_over_and_nobody_notices(town: Town) -> None
 # services of the mesh in the cluster
 
 
-async def test_services_of_the_mesh_are_names_in_the_cluster(town: Town) -> None:
+async def test_services_of_the_mesh_are_names_in_the_cluster(any_town: Town) -> None:
+    town = any_town
     services = "/api/v1/namespaces/mesh-services/services"
     foreign: Json = {"metadata": {"name": "taken"}, "spec": {"ports": [{"port": 80}]}}
     await town.create(services, foreign)
@@ -267,7 +279,8 @@ async def until_allowed(town: Town, *wanted: str) -> None:
     await until(so, f"allowed: {wanted}")
 
 
-async def test_a_resource_is_an_entry_from_its_creation_to_its_end(town: Town) -> None:
+async def test_a_resource_is_an_entry_from_its_creation_to_its_end(any_town: Town) -> None:
+    town = any_town
     async with town.controllers():
         await town.create(INTENTIONS, intentions("api-callers", "api", "web", "job"))
         condition = await town.until_status(f"{INTENTIONS}/api-callers", "True", "Synced")

@@ -42,23 +42,20 @@ class Town:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def of(cls, kube: KubeApiServer, directory: Path) -> AsyncIterator["Town"]:
-        """With the agent running."""
+    async def of(cls, kube: KubeApiServer, directory: Path, *, client: bool = False) -> AsyncIterator["Town"]:
+        """With the agent running: a server, or a client of one."""
         token_file = directory / "agent.token"
         token_file.write_text(kube.token_file.read_text())
         cluster = Cluster(directory)
-        agent = cluster.add(
-            "dc1-s1",
-            "dc1",
-            1,
-            server=True,
-            **{
-                "kubernetes.api": kube.url,
-                "kubernetes.ca_file": str(kube.ca_file),
-                "kubernetes.token_file": str(token_file),
-                "kubernetes.controllers": [f"{SYSTEM}/mesh-controller"],
-            },
-        )
+        settings = {
+            "kubernetes.api": kube.url,
+            "kubernetes.ca_file": str(kube.ca_file),
+            "kubernetes.token_file": str(token_file),
+            "kubernetes.controllers": [f"{SYSTEM}/mesh-controller"],
+        }
+        agent = cluster.add("dc1-s1", "dc1", 1, server=True, **({} if client else settings))
+        if client:
+            agent = cluster.add("dc1-c1", "dc1", 2, **settings)
         town = cls(kube, cluster, agent, directory)
         try:
             await cluster.start()
