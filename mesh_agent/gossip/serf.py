@@ -264,6 +264,10 @@ class Serf:
                 clock.witness(time - 1)
         if self._joining:
             self.messenger.ignore_events_before(remote.event_lamport)
+        own = self._known[self.swim.name]
+        if self.stage is Stage.ALIVE and remote.status_lamports.get(self.swim.name, 0) > own.status_lamport:
+            # Somebody has had news of us that we have not: told us off, perhaps, without a word to us.
+            self._broadcast_intent(wire.Join(self.clock.stamp(), self.swim.name))
         for name in remote.left:
             self._on_leave(wire.Leave(remote.status_lamports.get(name, 0), name), now)
         for name in sorted(remote.status_lamports.keys() - set(remote.left)):

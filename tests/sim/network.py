@@ -107,7 +107,7 @@ class SimNode:
     wake_at: float = float("inf")
     events: list[tuple[float, Effect]] = field(default_factory=list)
     notices: set[str] = field(default_factory=set)
-    incarnations: dict[str, tuple[Address, int]] = field(default_factory=dict)
+    incarnations: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     def clock(self, time: float) -> float:
         """Its own monotonic clock."""
@@ -169,8 +169,8 @@ class SimCluster:
         """Let time pass; the invariants are checked every virtual second."""
         self.run_until(lambda: False, within_s=for_s)
 
-    def run_until(self, condition: Callable[[], bool], *, within_s: float) -> bool:
-        """Let time pass until a condition, looked at ten times a second, holds; whether it does."""
+    def run_until(self, condition: Callable[[], bool], *, within_s: float, every_s: float = 0.1) -> bool:
+        """Let time pass until a condition, looked at every so often, holds; whether it does."""
         end = self.time + within_s
         next_look = self.time
         while True:
@@ -184,7 +184,7 @@ class SimCluster:
                 self._next_check += 1.0
                 self.check()
             if limit == next_look:
-                next_look += 0.1
+                next_look += every_s
                 if condition():
                     return True
             if limit == end:
@@ -306,9 +306,10 @@ class SimCluster:
         for node in self.live:
             for name, known in node.serf.swim.nodes.items():
                 before = node.incarnations.get(name)
-                if before is not None and before[0] == known.at:
-                    assert known.incarnation >= before[1], f"{node.name}: the incarnation of {name} fell"
-                node.incarnations[name] = (known.at, known.incarnation)
+                if before is None or before[1] != known.incarnation or before[0] != known.address:
+                    fell = before is not None and before[0] == known.address and known.incarnation < before[1]
+                    assert not fell, f"{node.name}: the incarnation of {name} fell"
+                    node.incarnations[name] = (known.address, known.incarnation)
 
     @staticmethod
     def _sees_alive(node: SimNode, names: list[str]) -> bool:

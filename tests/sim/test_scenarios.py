@@ -10,7 +10,7 @@ from mesh_agent.gossip.serf import Serf
 from tests.sim.network import CLEAR, ROUGH, SimCluster, Weather
 
 # Generous: the machine may have other things to do, and virtual time does not care.
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 
 ALIVE, FAILED, LEFT = MemberStatus.ALIVE, MemberStatus.FAILED, MemberStatus.LEFT
 
@@ -18,13 +18,13 @@ ALIVE, FAILED, LEFT = MemberStatus.ALIVE, MemberStatus.FAILED, MemberStatus.LEFT
 def pool(nodes: int, seed: int, weather: Weather = ROUGH) -> SimCluster:
     """A pool in which everybody has met everybody."""
     cluster = SimCluster(nodes, seed, weather)
-    assert cluster.run_until(cluster.all_alive, within_s=90.0), cluster.troubles()
+    assert cluster.run_until(cluster.all_alive, within_s=90.0, every_s=0.5), cluster.troubles()
     return cluster
 
 
 def settles(cluster: SimCluster, within_s: float) -> None:
     """Everybody who lives is seen alive by everybody, and stays so."""
-    assert cluster.run_until(cluster.all_alive, within_s=within_s), cluster.troubles()
+    assert cluster.run_until(cluster.all_alive, within_s=within_s, every_s=0.5), cluster.troubles()
     cluster.run(for_s=5.0)
     assert cluster.all_alive(), cluster.troubles()
 
