@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from mesh_agent.controllers.objects import Json
 
-_STOP_AFTER = 2 / 3
+_STOP_AFTER = 0.6
 """Part of the duration after which a holder that could not renew stops."""
 
 
