@@ -226,6 +226,31 @@ async def test_another_replica_takes_over_and_nobody_notices(town: Town) -> None
     assert lease["spec"].get("holderIdentity", "") == "", "a replica that ends gives the lease back"
 
 
+async def test_a_replica_that_slept_through_its_lease_does_no_harm_when_it_wakes(town: Town) -> None:
+    """One replica is frozen in the middle of registering; another takes over; then the first goes on where it was."""
+    many = [f"10.1.{each // 200}.{each % 200 + 1}" for each in range(400)]
+    await town.service("web", *many)
+    one, two = await town.process("one").start(), town.process("two")
+    try:
+        await until(lambda: town.instances("web-shop"), "the first begins")
+        await one.send(signal.SIGSTOP)
+        await two.start()
+        await town.scale("web", "10.2.0.1")
+        after = await town.until_instances("web-shop", "10.2.0.1")
+        await one.send(signal.SIGCONT)
+
+        async def waits() -> bool:
+            return "mesh_controllers_leading 0" in (await one.ask("/metrics"))[1]
+
+        await until(waits, "the first has noticed")
+        assert await town.instances("web-shop") == after
+        assert "mesh_controllers_leading 1" in (await two.ask("/metrics"))[1]
+    finally:
+        await one.send(signal.SIGCONT)
+        await one.stop(signal.SIGKILL)
+        assert await two.stop() == 0
+
+
 # services of the mesh in the cluster
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from mesh_agent.artifacts import layout
+from mesh_agent.lab.machine import home
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "mesh"
@@ -21,7 +22,7 @@ Object = dict[str, Any]  # a manifest
 
 def program(name: str) -> str:
     """The newest helm or kubeconform among the artifacts, else that of the machine."""
-    built = layout.default_directory().glob(f"{name}-*/{name}")
+    built = (home() / "artifacts").glob(f"{name}-*/{name}")
     newest = max(built, key=lambda path: layout.version_key(path.parent.name), default=None)
     found = str(newest) if newest is not None else shutil.which(name)
     assert found, f"{name} is missing; `mesh artifacts build {name}` makes it"

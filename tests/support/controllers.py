@@ -232,6 +232,11 @@ class ControllersProcess:
             )
         return self
 
+    async def send(self, number: int) -> None:
+        """Signal it, if it still runs."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(number)
+
     async def stop(self, number: int = signal.SIGTERM) -> int:
         """Signal it and wait for its end."""
         if self._process is None:

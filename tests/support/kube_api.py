@@ -25,9 +25,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from mesh_agent.artifacts.layout import default_directory, version_key
+from mesh_agent.artifacts.layout import version_key
 from mesh_agent.errors import NotFound, Unreachable
 from mesh_agent.kubernetes.client import KubernetesApi
+from mesh_agent.lab.machine import home
 
 ADDRESS = "127.0.0.1"
 CRDS = Path(__file__).parents[2] / "charts/mesh/crds"
@@ -46,7 +47,7 @@ _WIPED = (
 
 def program(artifact: str, name: str) -> Path:
     """A program of the newest artifact of that name; the test fails, loudly, without it."""
-    root = default_directory()
+    root = home() / "artifacts"
     found = sorted(root.glob(f"{artifact}-*/{name}"), key=lambda path: version_key(path.parent.name))
     if not found:
         pytest.fail(f"{root} holds no {artifact}: `mesh artifacts build {artifact}` makes it (make test does)")
