@@ -151,7 +151,7 @@ class Agent:
         )
         self._agent.restore()
         if config.kubernetes.api:
-            self._kubernetes = KubernetesNode(config, self._paths, self._agent, self._rng)
+            self._kubernetes = KubernetesNode(config, self._paths, self._agent, self._rng, self._metrics)
         self._leafs = LeafCache(
             config.trust_domain, config.datacenter, self._sign_service, self._paths.certs, self._clock, self._rng
         )

@@ -18,12 +18,15 @@ from mesh_agent.kubernetes.client import KubernetesApi
 from mesh_agent.kubernetes.door import Door
 from mesh_agent.kubernetes.runner import NodePods
 from mesh_agent.kubernetes.session import SECRET_BYTES
+from mesh_agent.telemetry import Metrics
 
 
 class KubernetesNode:
     """See the module's text. `pods` knows the sidecars of this node's pods."""
 
-    def __init__(self, config: AgentConfig, paths: Paths, agent: LocalAgent, rng: random.Random) -> None:
+    def __init__(
+        self, config: AgentConfig, paths: Paths, agent: LocalAgent, rng: random.Random, metrics: Metrics
+    ) -> None:
         settings = config.kubernetes
         self._config = config
         self._api = KubernetesApi(settings.api, settings.ca_file, settings.token_file)
@@ -35,6 +38,7 @@ class KubernetesNode:
             agent,
             _secret(paths),
             rng,
+            metrics,
         )
         self._http: HttpServer | None = None
 

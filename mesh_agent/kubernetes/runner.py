@@ -7,7 +7,7 @@ earlier run of this agent are registered still; the first list decides which of 
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from mesh_agent.agent.definition import ServiceDefinition
@@ -19,6 +19,7 @@ from mesh_agent.kubernetes.client import Gone, KubernetesApi, Object
 from mesh_agent.kubernetes.pods import Pod, api_server, is_injected, read_pod
 from mesh_agent.kubernetes.session import is_session_of, session_of
 from mesh_agent.model import Service
+from mesh_agent.telemetry import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,16 @@ class Mirror:
         self._rng = rng
         self._complaint = ""
 
+    @property
+    def name(self) -> str:
+        """Of the collection."""
+        return self._path.rpartition("/")[2]
+
+    @property
+    def followed(self) -> bool:
+        """Whether what is known is what there is."""
+        return self.synced and not self._complaint
+
     async def run(self) -> None:
         """List, watch, and list again whenever the watch breaks, for ever."""
         pause_s, longest_s = _RETRY_S
@@ -77,8 +88,9 @@ class Mirror:
                 pause_s = _RETRY_S[0]
                 while True:
                     version = await self._watch(version)
-            except Gone:
-                continue
+            except Gone as error:
+                log.info("%s is listed anew: %s", self._path, error)
+                pause_s = _RETRY_S[0]
             except MeshError as error:
                 if not self._complaint:
                     log.warning("%s cannot be followed; what is known counts until it can be: %s", self._path, error)
@@ -127,6 +139,7 @@ class NodePods:
         agent: Agent,
         secret: bytes,
         rng: random.Random,
+        metrics: Metrics | None = None,
     ) -> None:
         self._settings, self._node, self._cluster = settings, node, cluster
         self._agent = agent
@@ -141,6 +154,12 @@ class NodePods:
             Mirror(api, _SERVICES, {}, self._changed.set, rng),
         )
         self._told: list[ServiceDefinition] | None = None
+        if metrics is not None:
+            metrics.describe("mesh_kubernetes_pods", "Injected pods of this node, by what became of them.")
+            metrics.describe(
+                "mesh_kubernetes_followed", "Whether a collection of the API server is followed right now."
+            )
+            metrics.collect(self._gauges)
 
     async def run(self) -> None:
         """Follow, for ever."""
@@ -173,12 +192,16 @@ class NodePods:
     def _read(self, pods: list[Object], services: list[Object]) -> None:
         self._pods = {}
         passthrough = api_server(services)
+        by_namespace: dict[str, list[Object]] = {}
+        for each in services:
+            by_namespace.setdefault(each["metadata"]["namespace"], []).append(each)
         for each in filter(is_injected, pods):
             metadata = each["metadata"]
             try:
                 if self._settings.namespaces and metadata["namespace"] not in self._settings.namespaces:
                     raise InvalidRequest("its namespace is not among kubernetes.namespaces of this agent's settings")
-                pod = read_pod(each, services, cluster=self._cluster, passthrough=passthrough)
+                beside = by_namespace.get(metadata["namespace"], [])
+                pod = read_pod(each, beside, cluster=self._cluster, passthrough=passthrough)
                 self._pods[pod.uid] = pod
             except InvalidRequest as error:
                 self._refuse(metadata["uid"], metadata["namespace"], metadata["name"], str(error))
@@ -201,6 +224,17 @@ class NodePods:
         if pod.definition is None or pod.definition.sidecar is None:
             return None
         return service_model(with_proxy(pod.definition, pod.definition.sidecar), self._node)
+
+    def _gauges(self) -> Iterator[tuple[str, dict[str, str], float]]:
+        leaving = sum(pod.leaving for pod in self._pods.values())
+        for state, count in (
+            ("member", len(self._pods) - leaving),
+            ("leaving", leaving),
+            ("refused", len(self._refused)),
+        ):
+            yield "mesh_kubernetes_pods", {"state": state}, float(count)
+        for mirror in self._mirrors:
+            yield "mesh_kubernetes_followed", {"collection": mirror.name}, float(mirror.followed)
 
     # who may ask
 

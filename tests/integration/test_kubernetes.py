@@ -187,6 +187,9 @@ async def test_the_api_server_being_away_takes_nothing_away_and_a_new_list_takes
     await node.run(pod("a"))
     await node.run(pod("b"))
     await node.until_health("api", {"api-a": "passing", "api-b": "passing"})
+    metrics = (await node.agent.get("/v1/agent/metrics?format=prometheus")).body.decode()
+    assert 'mesh_kubernetes_pods{state="member"} 2' in metrics
+    assert 'mesh_kubernetes_followed{collection="pods"} 1' in metrics
     await node.api.stop()
     await node.agent.signal(signal.SIGTERM)
     await node.agent.start()
