@@ -16,7 +16,7 @@ from collections.abc import Callable
 import msgpack
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from mesh_agent.gossip import GossipConfig, Keyring, wire
+from mesh_agent.gossip import GossipConfig, Keyring, layers, wire
 from mesh_agent.gossip.effects import SendPacket
 from mesh_agent.gossip.serf import Serf
 
@@ -49,7 +49,7 @@ class Node:
     """A member of a pool of some size, with its codec."""
 
     def __init__(self, *, compression: bool) -> None:
-        self.codec = wire.Codec(Keyring([KEY]), os.urandom, compress_datagrams=compression)
+        self.codec = layers.Codec(Keyring([KEY]), os.urandom, compress_datagrams=compression)
         self.serf = Serf(GossipConfig.lan(), "self", "10.9.0.1", 7946, {"role": "node"}, random.Random(1), overhead=29)
         self.serf.start(0.0)
         self.receive(self.codec.encode_packet([alive(number, 1) for number in range(MEMBERS)]))
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="CPU time for each figure")
     seconds = parser.parse_args().seconds
     print(f"{'packets per second of CPU':<44} {'agent':>11}  {'AES+msgpack':>11}  ratio   a packet")
-    plain = wire.Codec(Keyring([KEY]), os.urandom)
+    plain = layers.Codec(Keyring([KEY]), os.urandom)
     ping = wire.encode(wire.Ping(7, "self", *PEER, "peer"))
     known = [alive(number, 1) for number in range(BATCH)]
     unpacked = [msgpack.unpackb(body[1:], raw=True) for body in known]
@@ -126,7 +126,7 @@ def main() -> None:
     packet = plain.encode_packet(known)
     in_limit = per_second(limit_in(packet, [body[1:] for body in known]), seconds)
     report("gossip of ten known members, in", per_second(lambda: node.receive(packet), seconds), in_limit)
-    squeezed = wire.Codec(Keyring([KEY]), os.urandom, compress_datagrams=True).encode_packet(known)
+    squeezed = layers.Codec(Keyring([KEY]), os.urandom, compress_datagrams=True).encode_packet(known)
     report("  the same, compressed by the sender", per_second(lambda: node.receive(squeezed), seconds), in_limit)
 
     incarnation = itertools.count(2)
@@ -143,9 +143,9 @@ def main() -> None:
 
     report("news of ten members, in and queued", per_second(renewed, seconds), in_limit)
 
-    out_limit = per_second(limit_out(wire.compound(known), unpacked), seconds)
+    out_limit = per_second(limit_out(layers.compound(known), unpacked), seconds)
     for compression in (False, True):
-        codec = wire.Codec(Keyring([KEY]), os.urandom, compress_datagrams=compression)
+        codec = layers.Codec(Keyring([KEY]), os.urandom, compress_datagrams=compression)
         rate = per_second(lambda codec=codec: codec.encode_packet(known), seconds)  # type: ignore[misc]
         report(f"ten members, out, {'' if compression else 'not '}compressed", rate, out_limit)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mesh_agent.errors import RemoteProtocolError
-from mesh_agent.gossip.wire import pack, unpack
+from mesh_agent.gossip.fields import pack, unpack
 
 _DIMENSIONS = 8
 _ERROR_MAX, _CE, _CC = 1.5, 0.25, 0.25

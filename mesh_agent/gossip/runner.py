@@ -29,9 +29,10 @@ from mesh_agent.gossip.effects import (
     SendPacket,
 )
 from mesh_agent.gossip.keyring import OVERHEAD, Keyring, decode_key
+from mesh_agent.gossip.layers import Codec
 from mesh_agent.gossip.member import Member, MemberStatus
 from mesh_agent.gossip.serf import Serf, Stage
-from mesh_agent.gossip.wire import Codec, StreamMessage, encode_error
+from mesh_agent.gossip.wire import StreamMessage, encode_error
 from mesh_agent.telemetry import Metrics
 
 log = logging.getLogger(__name__)

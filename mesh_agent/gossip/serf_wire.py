@@ -7,7 +7,7 @@ from typing import Any
 import msgpack
 
 from mesh_agent.errors import RemoteProtocolError
-from mesh_agent.gossip.wire import address_from_bytes, address_to_bytes, number, pack, port, raw, text, unpack
+from mesh_agent.gossip.fields import address_from_bytes, address_to_bytes, number, pack, port, raw, text, unpack
 
 LEAVE, JOIN, PUSH_PULL, USER_EVENT, QUERY, QUERY_RESPONSE, CONFLICT_RESPONSE, KEY_REQUEST, KEY_RESPONSE, RELAY = range(
     10

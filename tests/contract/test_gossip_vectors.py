@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from mesh_agent.gossip import wire
+from mesh_agent.gossip import layers, wire
 from mesh_agent.gossip.keyring import Keyring
 
 VECTORS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "gossip_vectors.json").read_text())
 
 
-def codec(vector: dict[str, Any]) -> wire.Codec:
+def codec(vector: dict[str, Any]) -> layers.Codec:
     keyring = Keyring([base64.b64decode(vector["key"])]) if vector.get("key") else None
-    return wire.Codec(keyring, os.urandom, compress_datagrams="compress" in vector["contains"])
+    return layers.Codec(keyring, os.urandom, compress_datagrams="compress" in vector["contains"])
 
 
 def leaves(decoded: dict[str, Any]) -> list[dict[str, Any]]:

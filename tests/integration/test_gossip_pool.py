@@ -11,7 +11,7 @@ import pytest
 
 from mesh_agent.clock import SystemClock
 from mesh_agent.errors import JoinFailed
-from mesh_agent.gossip import Event, GossipConfig, Keyring, MemberStatus, UserEvent, wire
+from mesh_agent.gossip import Event, GossipConfig, Keyring, MemberStatus, UserEvent, layers, wire
 from mesh_agent.gossip.runner import Pool
 from tests.support.agents import until
 
@@ -82,7 +82,7 @@ async def test_a_large_state_is_exchanged(keys: tuple[bytes, ...]) -> None:
             for number in range(2000)
         )
         request = wire.encode_push_pull(wire.PushPull(entries, b"", True))
-        codec = wire.Codec(Keyring(keys) if keys else None, random.Random(1).randbytes, compression=False)
+        codec = layers.Codec(Keyring(keys) if keys else None, random.Random(1).randbytes, compression=False)
         reader, writer = await asyncio.open_connection("127.0.0.1", a.port)
         writer.write(codec.encode_stream(request))
         answer = bytearray()
@@ -137,7 +137,7 @@ async def test_junk_is_counted_and_harmless_and_spares_the_rest_of_its_packet() 
             for blob in (b"", b"\xff", b"\x00\xc1", b"\x08\x02\x81\xa6Events\x05", b"\x07\xff", b"\x09\x80" * 100):
                 stranger.sendto(blob, ("127.0.0.1", a.port))
             good = wire.encode(wire.Alive(1, "fresh", "127.0.0.9", 7946, b"", wire.OWN_VERSIONS))
-            stranger.sendto(wire.compound([b"\x08\x02\xc0", good]), ("127.0.0.1", a.port))
+            stranger.sendto(layers.compound([b"\x08\x02\xc0", good]), ("127.0.0.1", a.port))
         await until(lambda: a.status_of("fresh") is MemberStatus.ALIVE, "the good message is heard")
         assert await b.pool.join([f"127.0.0.1:{a.port}"]) == 1
 

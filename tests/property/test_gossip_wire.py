@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mesh_agent.errors import RemoteProtocolError
-from mesh_agent.gossip import GossipConfig, Keyring, lzw, wire
+from mesh_agent.gossip import GossipConfig, Keyring, layers, lzw, wire
 from mesh_agent.gossip import serf_wire as serf
 from mesh_agent.gossip.serf import Serf
 
@@ -71,7 +71,7 @@ serf_messages: st.SearchStrategy[Any] = st.one_of(
     st.builds(serf.SerfState, lamport, st.dictionaries(name, lamport, max_size=5), st.lists(name, max_size=3).map(tuple)),
 )  # fmt: skip
 codecs = st.builds(
-    lambda keyed, label, compression: wire.Codec(
+    lambda keyed, label, compression: layers.Codec(
         Keyring([KEY]) if keyed else None,
         random.Random(1).randbytes,
         label=label,
@@ -85,12 +85,12 @@ codecs = st.builds(
 
 
 @given(codecs, st.lists(messages, min_size=1, max_size=12), st.booleans())
-def test_a_datagram_comes_back(codec: wire.Codec, sent: list[wire.Message], crc: bool) -> None:
+def test_a_datagram_comes_back(codec: layers.Codec, sent: list[wire.Message], crc: bool) -> None:
     assert codec.decode_packet(codec.encode_packet([wire.encode(m) for m in sent], crc=crc)) == sent
 
 
 @given(codecs, streams)
-def test_a_stream_comes_back_and_only_when_it_is_whole(codec: wire.Codec, sent: wire.PushPull) -> None:
+def test_a_stream_comes_back_and_only_when_it_is_whole(codec: layers.Codec, sent: wire.PushPull) -> None:
     encoded = codec.encode_stream(wire.encode_push_pull(sent))
     assert codec.decode_stream(encoded) == sent
     for cut in {0, 1, len(encoded) // 3, len(encoded) - 1}:
@@ -120,7 +120,7 @@ PLAIN = [bytes.fromhex(v["hex"]) for v in VECTORS if not v.get("key")]
 ENCRYPTED = [bytes.fromhex(v["hex"]) for v in VECTORS if v.get("key")]
 
 
-def feed(blob: bytes, codec: wire.Codec) -> None:
+def feed(blob: bytes, codec: layers.Codec) -> None:
     """All the way: through both decoders and into a machine. Anything but RemoteProtocolError escapes."""
     machine = Serf(GossipConfig.lan(), "self", "10.0.0.1", 7946, {"role": "node"}, random.Random(1))
     machine.start(0.0)
@@ -148,8 +148,8 @@ def feed(blob: bytes, codec: wire.Codec) -> None:
 
 @given(st.binary(max_size=200))
 def test_random_bytes_are_junk_or_a_message(blob: bytes) -> None:
-    feed(blob, wire.Codec(None, random.Random(1).randbytes))
-    feed(blob, wire.Codec(Keyring([KEY]), random.Random(1).randbytes))
+    feed(blob, layers.Codec(None, random.Random(1).randbytes))
+    feed(blob, layers.Codec(Keyring([KEY]), random.Random(1).randbytes))
 
 
 @settings(max_examples=400)
@@ -167,7 +167,7 @@ def test_mutated_packets_of_real_agents_are_junk_or_a_message(blob: bytes, rng: 
             del mutated[at]
         else:
             mutated[at:at] = rng.randbytes(rng.randint(1, 4))
-    feed(bytes(mutated), wire.Codec(None, random.Random(1).randbytes))
+    feed(bytes(mutated), layers.Codec(None, random.Random(1).randbytes))
 
 
 @given(st.sampled_from(ENCRYPTED), st.data())
@@ -176,7 +176,7 @@ def test_no_bit_of_an_encrypted_packet_can_be_changed(blob: bytes, data: st.Data
     bit = data.draw(st.integers(0, 7))
     mutated = bytearray(blob)
     mutated[at] ^= 1 << bit
-    codec = wire.Codec(Keyring([KEY]), random.Random(1).randbytes)
+    codec = layers.Codec(Keyring([KEY]), random.Random(1).randbytes)
     with pytest.raises(RemoteProtocolError):
         codec.decode_packet(bytes(mutated))
 
@@ -198,7 +198,7 @@ FIELDS = sorted(
 @given(st.integers(0, 13), st.dictionaries(st.sampled_from(FIELDS), values, max_size=8))
 def test_fields_of_the_wrong_kind_are_junk_or_ignored(kind: int, fields: dict[str, Any]) -> None:
     body = bytes([kind]) + msgpack.packb(fields, use_bin_type=False)
-    codec = wire.Codec(None, random.Random(1).randbytes)
+    codec = layers.Codec(None, random.Random(1).randbytes)
     feed(body, codec)
     feed(bytes([wire.USER]) + body, codec)
 
@@ -210,7 +210,7 @@ def cost(blob: bytes) -> tuple[float, int]:
     """Seconds and bytes that one packet or stream of a stranger takes."""
     tracemalloc.start()
     began = time.process_time()
-    for decode in (wire.Codec(None, bytes).decode_packet, wire.Codec(None, bytes).decode_stream):
+    for decode in (layers.Codec(None, bytes).decode_packet, layers.Codec(None, bytes).decode_stream):
         try:
             decode(blob)
         except RemoteProtocolError:
@@ -225,8 +225,8 @@ def bomb(levels: int) -> bytes:
     """Compound messages of compressed compound messages, as far as 64 KiB go."""
     block = b"\x08" + b"\0" * 60_000
     for _ in range(levels):
-        packed = wire.compressed(block)
-        block = wire.compound([packed] * min(255, max(1, 60_000 // (len(packed) + 2))))
+        packed = layers.compressed(block)
+        block = layers.compound([packed] * min(255, max(1, 60_000 // (len(packed) + 2))))
     return block[:65_000]
 
 
@@ -238,18 +238,18 @@ def huge_lists() -> bytes:
 @pytest.mark.parametrize(
     ("name", "blob"),
     [
-        ("bomb", wire.compressed(b"\0" * 30_000_000)),
+        ("bomb", layers.compressed(b"\0" * 30_000_000)),
         ("nested bombs", bomb(1)),
         ("deeper bombs", bomb(2)),
         ("deepest bombs", bomb(4)),
-        ("many entries", wire.compressed(b"\x06\x81\xa5Nodes\xce\x00\x01\xff\xff" + b"\x80" * 131_071)),
+        ("many entries", layers.compressed(b"\x06\x81\xa5Nodes\xce\x00\x01\xff\xff" + b"\x80" * 131_071)),
         ("many nodes", b"\x06\x81\xa5Nodes\xce\xff\xff\xff\xff"),
         ("large state", b"\x06\x82\xa5Nodes\x00\xacUserStateLen\xcf" + b"\xff" * 8),
         ("list", bytes([wire.PING]) + b"\xdd\xff\xff\xff\xff"),
         ("map", bytes([wire.PING]) + b"\xdf\xff\xff\xff\xff"),
         ("lists in lists", huge_lists()),
         ("deep lists", bytes([wire.PING]) + b"\x91" * 60_000),
-        ("255 compounds", wire.compound([wire.compound([b"\x0b\x80"] * 100)] * 100)),
+        ("255 compounds", layers.compound([layers.compound([b"\x0b\x80"] * 100)] * 100)),
         ("large stream", struct.pack(">BI", wire.ENCRYPT, 0xFFFFFFFF) + b"x" * 100),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -17,9 +17,10 @@ from functools import lru_cache
 from mesh_agent.gossip import GossipConfig, Member, MemberStatus, UserEvent
 from mesh_agent.gossip.effects import Address, Effect, Exchange, Noticed, SendPacket
 from mesh_agent.gossip.keyring import OVERHEAD
+from mesh_agent.gossip.layers import Codec
 from mesh_agent.gossip.serf import Serf, Stage
 from mesh_agent.gossip.swim import State
-from mesh_agent.gossip.wire import Codec, Message, StreamMessage
+from mesh_agent.gossip.wire import Message, StreamMessage
 
 PORT = 7946
 _CRC = 5

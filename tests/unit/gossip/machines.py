@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from mesh_agent.gossip import GossipConfig, Keyring, wire
+from mesh_agent.gossip import GossipConfig, Keyring, layers, wire
 from mesh_agent.gossip import serf_wire as wire_of_serf
 from mesh_agent.gossip.effects import Effect, SendPacket
 from mesh_agent.gossip.serf import Serf
@@ -13,7 +13,7 @@ from mesh_agent.gossip.swim import Node, State, Swim
 T = TypeVar("T")
 SELF = ("10.0.0.1", 7946)
 PEER = ("10.0.0.2", 7946)
-CODEC = wire.Codec(None, lambda size: b"\0" * size, compression=False)
+CODEC = layers.Codec(None, lambda size: b"\0" * size, compression=False)
 
 
 @dataclass
@@ -103,7 +103,7 @@ class Bench:
 
 def unpacked(packet: SendPacket) -> list[wire.Message]:
     """The messages of a packet."""
-    return CODEC.decode_packet(wire.compound(list(packet.parts)))
+    return CODEC.decode_packet(layers.compound(list(packet.parts)))
 
 
 def alive(

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from mesh_agent.errors import InvalidRequest
-from mesh_agent.gossip import Keyring, Query, UserEvent, wire
+from mesh_agent.gossip import Keyring, Query, UserEvent, fields
 from mesh_agent.gossip import serf_wire as serf
 from mesh_agent.gossip.effects import KeyringChanged, Noticed, QueryResponse
 from tests.unit.gossip.machines import Member, alive
@@ -255,7 +255,7 @@ def test_whose_name_it_is_can_be_asked() -> None:
         ((_, response),) = member.told()
         assert isinstance(response, serf.ResponseMessage)
         assert response.payload[0] == serf.CONFLICT_RESPONSE
-        assert (wire.unpack(response.payload[1:])["Port"] == 7946) if found else response.payload[1] == 0xC0
+        assert (fields.unpack(response.payload[1:])["Port"] == 7946) if found else response.payload[1] == 0xC0
     member.hear(query("_serf_conflict", payload=b"self", number=9))
     assert member.told() == [], "the claimed one itself has no vote"
 

@@ -3,7 +3,7 @@
 import pytest
 
 from mesh_agent.errors import RemoteProtocolError
-from mesh_agent.gossip import GossipConfig, wire
+from mesh_agent.gossip import GossipConfig, layers, wire
 from mesh_agent.gossip.effects import Exchange, Noticed, SendPacket
 from mesh_agent.gossip.swim import State
 from tests.unit.gossip.machines import PEER, SELF, Bench, alive, unpacked
@@ -49,7 +49,7 @@ def test_without_an_ack_others_are_asked_and_tcp_is_tried() -> None:
         assert (ask.seq, ask.node, ask.address, ask.nack) == (ping.seq, ping.node, to[0], True)
     (exchange,) = [e for e in bench.take() if isinstance(e, Exchange)]
     assert exchange.to == to
-    assert wire.Codec(None, lambda n: b"", compression=False).decode_stream(exchange.request) == ping
+    assert layers.Codec(None, lambda n: b"", compression=False).decode_stream(exchange.request) == ping
 
 
 def test_old_peers_are_not_asked_for_nacks_and_not_pinged_over_tcp() -> None:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from mesh_agent.gossip import wire
+from mesh_agent.gossip import layers, wire
 from mesh_agent.gossip.effects import Noticed, SendPacket
 from mesh_agent.gossip.swim import State
 from tests.unit.gossip.machines import Bench, alive, entry, unpacked
@@ -284,7 +284,7 @@ def test_the_answer_to_a_push_pull_is_our_own_state_as_it_was_before() -> None:
     request = wire.PushPull((entry("new", 1, ALIVE),), b"", True)
     answer = bench.swim.answer(request)
     assert answer is not None
-    decoded = wire.Codec(None, lambda n: b"", compression=False).decode_stream(answer)
+    decoded = layers.Codec(None, lambda n: b"", compression=False).decode_stream(answer)
     assert isinstance(decoded, wire.PushPull)
     assert {each.node for each in decoded.entries} == {"self", "p0", "p1"}
     bench.swim.accept(request, 0.0)
@@ -323,6 +323,6 @@ def test_a_packet_of_gossip_never_exceeds_its_size() -> None:
     packets = [e for e in bench.take() if isinstance(e, SendPacket)]
     assert packets
     for packet in packets:
-        datagram = wire.with_crc(wire.compound(list(packet.parts)))
+        datagram = layers.with_crc(layers.compound(list(packet.parts)))
         assert len(datagram) <= 1400
         assert unpacked(packet)
