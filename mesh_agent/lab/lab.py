@@ -15,7 +15,7 @@ from typing import Any
 
 from mesh_agent.errors import ConfigError
 from mesh_agent.lab import image
-from mesh_agent.lab.machine import LabError, cgroup_layout, check, home, ip, is_ours, netns_exists, run
+from mesh_agent.lab.machine import LabError, allow_watches, cgroup_layout, check, home, ip, is_ours, netns_exists, run
 from mesh_agent.lab.spec import Host, Link, Spec
 
 _BOOT_S, _KILL_S = 60.0, 10.0
@@ -38,6 +38,7 @@ class Lab:
     def up(self, names: Sequence[str] = ()) -> None:
         """Build what is missing and boot what is not running: the hosts that are named, or all but those with `mesh_lab_boot: false`."""
         check()
+        allow_watches(self._say)
         wanted = [self.spec.host(name) for name in names] or [host for host in self.spec.hosts if host.boot]
         base = image.ensure(self._say)
         self.directory.mkdir(parents=True, exist_ok=True)

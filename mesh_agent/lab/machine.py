@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mesh_agent.errors import ConfigError, MeshError
@@ -15,6 +15,9 @@ _TOOLS = {
     "nsenter": "util-linux",
     "apt-ftparchive": "apt-utils",
 }
+
+
+_INOTIFY_INSTANCES = 1024
 
 
 class LabError(MeshError):
@@ -45,6 +48,14 @@ def check() -> None:
         )
     if cgroup_layout() == "v2" and not Path("/run/systemd/system").is_dir():
         raise ConfigError("on a machine with cgroups v2 the lab needs a running systemd (it runs each host in a scope)")
+
+
+def allow_watches(say: Callable[[str], None]) -> None:
+    """Hosts share the limit of inotify instances, and the usual 128 is too little for two clusters: kubelets would not start. Raised, never lowered."""
+    limit = Path("/proc/sys/fs/inotify/max_user_instances")
+    if int(limit.read_text(encoding="ascii")) < _INOTIFY_INSTANCES:
+        say(f"raising this machine's {limit.name} to {_INOTIFY_INSTANCES}")
+        limit.write_text(str(_INOTIFY_INSTANCES), encoding="ascii")
 
 
 def cgroup_layout() -> str:
