@@ -12,7 +12,7 @@ from mesh_agent.http.client import HttpClient
 from tests.support.agents import AgentProcess, Cluster, until
 from tests.support.callers import Closed, Line
 from tests.support.kubernetes import ApiServer, Object, pod, service
-from tests.support.pods import API_SERVER, GATEWAY, PodNetwork, greeter, greets, node_network, shared_directory
+from tests.support.pods import API_SERVER, GATEWAY, PodNetwork, capture, greeter, greets, node_network, shared_directory
 
 pytestmark = [pytest.mark.envoy, pytest.mark.root, pytest.mark.timeout(180)]
 
@@ -210,6 +210,53 @@ async def test_without_the_rules_nothing_is_started(node: PodNode) -> None:
     assert "capture rules cannot be loaded" in output
     assert not (network.mesh / "bootstrap.json").exists()
     assert "mesh" not in network.rules()
+
+
+async def test_a_pod_that_cannot_prove_itself_is_not_started(node: PodNode) -> None:
+    network = await node.network("api1")
+    found = node.describe(network, "api")
+    await node.api.put("pods", found)
+    node.api.account("another", "default", "web", found)
+    for token, port, text in [
+        ("another", "8504", "the agent of this node refuses: the token is of"),
+        ("nobody's", "8504", "the agent of this node refuses: who are you"),
+        ("api1", "8599", "Connection refused"),
+    ]:
+        env = {"MESH_AGENT_PORT": port}
+        code, output = await network.init(found, token, await node.roots(), env=env, patience_s=0.5)
+        assert code == 1
+        assert text in output
+        assert not (network.mesh / "bootstrap.json").exists()
+        assert "mesh" not in network.rules()
+
+
+async def test_nothing_of_a_conversation_is_on_the_wire_in_plaintext(node: PodNode) -> None:
+    marker = b"marked-payload-51c7"
+    await node.intend("web", "api", "allow")
+    api, web = await asyncio.gather(
+        node.start("api1", "api"), node.start("web1", "web", serves=False, MESH_EXCLUDE_OUTBOUND_PORTS="9999")
+    )
+    await node.until_greeted(web, api.address, 8080, "api1")
+    with capture(marker) as seen:
+        async with _dialled(web, api.address, 8080) as line:
+            await line.reader.readuntil(b" ")
+            for _ in range(50):
+                assert await line.say(marker) == marker
+            await node.intend("web", "api", "")
+            with contextlib.suppress(Closed):
+                while True:
+                    await line.say(marker)
+        for _ in range(20):
+            await _raw(web, api.address, 8080, marker)
+        assert seen() == 0
+
+        async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(await reader.readexactly(len(marker)))
+            writer.close()
+
+        async with await asyncio.start_server(echo, GATEWAY, 9999), _dialled(web, GATEWAY, 9999) as line:
+            assert await line.say(marker) == marker
+        assert seen() > 0, "what is excluded is seen, so what is not seen was not there"
 
 
 async def test_http_services_are_balanced_request_by_request_and_a_wildcard_reaches_new_services(node: PodNode) -> None:

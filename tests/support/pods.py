@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.support.callers import Line
@@ -24,6 +24,8 @@ GATEWAY = "10.244.1.1"
 API_SERVER = "10.96.0.1"
 UID = 5995
 _CLONE_NEWNET = 0x40000000
+_SO_RCVBUFFORCE = 33
+_ETH_P_ALL = 3
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -109,7 +111,14 @@ class PodNetwork:
         return ["nsenter", f"--net=/proc/{self.pid}/ns/net", *command]
 
     async def init(
-        self, found: Object, token: str, roots: str, *, env: dict[str, str] | None = None, without_rights: bool = False
+        self,
+        found: Object,
+        token: str,
+        roots: str,
+        *,
+        env: dict[str, str] | None = None,
+        without_rights: bool = False,
+        patience_s: float = 60.0,
     ) -> tuple[int, str]:
         """Run the init container; exit code and output."""
         (self.directory / "token").write_text(token)
@@ -127,7 +136,7 @@ class PodNetwork:
         }
         rights = ["--bounding-set", "-all", "--inh-caps", "-all"] if without_rights else []
         command = ["setpriv", "--regid", str(UID), "--clear-groups", *rights, sys.executable, "-m", "mesh_agent"]
-        command += ["sidecar", "init", "--directory", str(self.mesh)]
+        command += ["sidecar", "init", "--directory", str(self.mesh), "--patience-s", str(patience_s)]
         process = await asyncio.create_subprocess_exec(
             *self.inside(*command),
             env=environ | (env or {}),
@@ -193,6 +202,34 @@ def shared_directory() -> Iterator[Path]:
         yield path
     finally:
         shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def capture(text: bytes) -> Iterator[Callable[[], int]]:
+    """Count the frames with this text on any interface of the node; the result tells how many there were so far."""
+    seen = 0
+    listener = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
+    listener.setblocking(False)
+    listener.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 32 << 20)
+
+    def take() -> None:
+        nonlocal seen
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                seen += text in listener.recv(1 << 17)
+
+    loop = asyncio.get_running_loop()
+    loop.add_reader(listener, take)
+
+    def count() -> int:
+        take()
+        return seen
+
+    try:
+        yield count
+    finally:
+        loop.remove_reader(listener)
+        listener.close()
 
 
 def greeter(name: str) -> str:
