@@ -277,6 +277,28 @@ async def test_services_of_the_mesh_are_names_in_the_cluster(any_town: Town) -> 
         assert names == ["taken"], "neither what came from a cluster nor what nobody calls by this road"
 
 
+async def test_a_datacenter_that_is_cut_off_takes_no_names_away(town: Town) -> None:
+    services = "/api/v1/namespaces/mesh-services/services"
+    far = town.cluster.add("dc2-s1", "dc2", 1, server=True)
+    await far.start()
+    await far.put("/v1/agent/service/register", {"Name": "db", "Port": 1})
+    async with town.controllers(to_kubernetes={"enabled": True, "datacenters": ["dc2"]}):
+        found = await town.until_there(f"{services}/db-dc2")
+        assert found["spec"]["externalName"] == "db.service.dc2.mesh"
+        await far.signal(signal.SIGSTOP)
+        await until(lambda: _cannot_be_asked(town), "dc2 is cut off")
+        await town.agent.put("/v1/agent/service/register", {"Name": "late", "Port": 1})
+        await town.until_there(f"{services}/late")
+        assert await town.get(f"{services}/db-dc2") == found
+        await far.signal(signal.SIGCONT)
+        await far.put("/v1/agent/service/deregister/db")
+        await town.until_gone(f"{services}/db-dc2")
+
+
+async def _cannot_be_asked(town: Town) -> bool:
+    return (await town.agent.get("/v1/catalog/services?dc=dc2")).status == 500
+
+
 # config entries
 
 
