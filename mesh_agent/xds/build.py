@@ -14,6 +14,8 @@ from mesh_agent.xds.admission import Admission
 from mesh_agent.xds.inputs import Destination, Inputs, Mesh, destinations
 from mesh_agent.xds.snapshot import EMPTY, Resource, Snapshot, Table, merged, version_of
 
+_SHARED_OUTBOUND = 16
+
 
 def sealed(name: str, message: Any) -> Resource:  # any resource message; Envoy's generated code is untyped
     """Serialize a resource once, with the hash of its content as version."""
@@ -31,6 +33,17 @@ class EndpointCache:
     def __init__(self) -> None:
         self._made: dict[str, tuple[tuple[Instance, ...], Resource]] = {}
         self._addresses: dict[str, tuple[tuple[Instance, ...], frozenset[transparent.Endpoint]]] = {}
+        self._outbound: dict[Dialled, list[Resource]] = {}
+
+    def outbound(self, dialled: "Dialled | None") -> list[Resource]:
+        """The listener `outbound`; proxies that may call the same services share it."""
+        if dialled is None:
+            return []
+        made = self._outbound.pop(dialled, None) or _outbound(dialled)
+        self._outbound[dialled] = made  # the youngest last
+        if len(self._outbound) > _SHARED_OUTBOUND:
+            del self._outbound[next(iter(self._outbound))]
+        return made
 
     def addresses(self, name: str, instances: tuple[Instance, ...]) -> frozenset[transparent.Endpoint]:
         """Where applications dial the service of cluster `name`; its `instances` are the service's own registrations."""
@@ -94,7 +107,7 @@ class Builder:
             naming.EXTENSION: filters,
             naming.LISTENER: [
                 *self._part("listeners", (service, mesh), lambda: _listeners(service, proxy, mesh)),
-                *self._part("outbound", dialled, lambda: _outbound(dialled)),
+                *self._part("outbound", dialled, lambda: self._endpoints.outbound(dialled)),
                 *self._part("inbound", (proxy, mesh, admission), lambda: _inbound(proxy, admission)),
             ],
         }
@@ -194,9 +207,7 @@ def _outbound_port(proxy: Proxy) -> int:
     return int(proxy.config.get("outbound_port") or transparent.OUTBOUND_PORT)
 
 
-def _outbound(dialled: Dialled | None) -> list[Resource]:
-    if dialled is None:
-        return []
+def _outbound(dialled: Dialled) -> list[Resource]:
     ports = {port: dict(by_address) for port, by_address in dialled.ports}
     made = listeners.outbound(dialled.port, dict(dialled.protocols), ports, passthrough=dialled.passthrough)
     return [sealed(naming.OUTBOUND, made)]

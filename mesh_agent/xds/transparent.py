@@ -132,12 +132,14 @@ def matcher(ports: Mapping[int, Mapping[str, str]]) -> Matcher:
     if not ports:
         return found
     found.matcher_tree.input.CopyFrom(extension("port", DestinationPortInput()))
+    to = {chain: _to(chain) for by_address in ports.values() for chain in by_address.values()}
     for port, by_address in ports.items():
-        inner = Matcher(on_no_match=_to(REFUSED))
+        inner = found.matcher_tree.exact_match_map.map[str(port)].matcher
+        inner.on_no_match.CopyFrom(_to(REFUSED))
         inner.matcher_tree.input.CopyFrom(extension("address", DestinationIPInput()))
+        by_exact_address = inner.matcher_tree.exact_match_map.map
         for address, chain in by_address.items():
-            inner.matcher_tree.exact_match_map.map[address].CopyFrom(_to(chain))
-        found.matcher_tree.exact_match_map.map[str(port)].CopyFrom(Matcher.OnMatch(matcher=inner))
+            by_exact_address[address].CopyFrom(to[chain])
     return found
 
 
