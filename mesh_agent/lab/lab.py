@@ -15,7 +15,18 @@ from typing import Any
 
 from mesh_agent.errors import ConfigError
 from mesh_agent.lab import image
-from mesh_agent.lab.machine import LabError, allow_watches, cgroup_layout, check, home, ip, is_ours, netns_exists, run
+from mesh_agent.lab.machine import (
+    LabError,
+    allow_watches,
+    cgroup_layout,
+    check,
+    home,
+    ip,
+    is_ours,
+    netns_exists,
+    restore_watches,
+    run,
+)
 from mesh_agent.lab.spec import Host, Link, Spec
 
 _BOOT_S, _KILL_S = 60.0, 10.0
@@ -61,6 +72,7 @@ class Lab:
         shutil.rmtree(self.directory, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.directory.parent.rmdir()
+            restore_watches()
         left = self.leftovers()
         if left:
             raise LabError("still there after the lab was taken down: " + ", ".join(left))

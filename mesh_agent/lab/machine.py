@@ -17,7 +17,7 @@ _TOOLS = {
 }
 
 
-_INOTIFY_INSTANCES = 1024
+_INOTIFY_LIMIT, _INOTIFY_INSTANCES = Path("/proc/sys/fs/inotify/max_user_instances"), 1024
 
 
 class LabError(MeshError):
@@ -52,10 +52,24 @@ def check() -> None:
 
 def allow_watches(say: Callable[[str], None]) -> None:
     """Hosts share the limit of inotify instances, and the usual 128 is too little for two clusters: kubelets would not start. Raised, never lowered."""
-    limit = Path("/proc/sys/fs/inotify/max_user_instances")
-    if int(limit.read_text(encoding="ascii")) < _INOTIFY_INSTANCES:
-        say(f"raising this machine's {limit.name} to {_INOTIFY_INSTANCES}")
-        limit.write_text(str(_INOTIFY_INSTANCES), encoding="ascii")
+    before = int(_INOTIFY_LIMIT.read_text(encoding="ascii"))
+    if before < _INOTIFY_INSTANCES:
+        say(
+            f"raising this machine's {_INOTIFY_LIMIT.name} from {before} to {_INOTIFY_INSTANCES}, until the last lab is down"
+        )
+        _inotify_before().write_text(str(before), encoding="ascii")
+        _INOTIFY_LIMIT.write_text(str(_INOTIFY_INSTANCES), encoding="ascii")
+
+
+def restore_watches() -> None:
+    """The last lab is down: the limit is what it was."""
+    if _inotify_before().exists():
+        _INOTIFY_LIMIT.write_text(_inotify_before().read_text(encoding="ascii"), encoding="ascii")
+        _inotify_before().unlink()
+
+
+def _inotify_before() -> Path:
+    return home() / "inotify-before"
 
 
 def cgroup_layout() -> str:
