@@ -127,6 +127,12 @@ def _key(found: Object) -> tuple[str, str]:
     return metadata.get("namespace", ""), metadata["name"]
 
 
+def _slim(found: Object) -> Object:
+    """Without what is large and means nothing here."""
+    found["metadata"].pop("managedFields", None)
+    return found
+
+
 class NodePods:
     """The injected pods of this node. Also the `LocalProxies` of their sidecars: a pod that is leaving keeps its configuration to its end."""
 

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 _SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 _CACHED_BODIES = 256
+_FIRST_WORD_S = 15.0
+"""A stream says who it is for within this time."""
 _OPTIONS = [
     ("grpc.so_reuseport", 0),
     ("grpc.keepalive_time_ms", 30_000),
@@ -137,7 +139,11 @@ class AdsServer:
         import grpc
 
         wake = asyncio.Event()
-        first = await anext(requests, None)
+        try:
+            async with asyncio.timeout(_FIRST_WORD_S):
+                first = await anext(requests, None)
+        except TimeoutError:
+            first = None
         if first is None:
             return
         proxy_id = first.node.id
