@@ -33,7 +33,7 @@ def init_container(settings: InjectorSettings, probes: str, exclusions: dict[str
         "securityContext": {
             # Rules can be loaded by root alone; the group is Envoy's, which must read the bootstrap.
             "runAsUser": 0,
-            "runAsGroup": names.SIDECAR_UID,
+            "runAsGroup": names.SIDECAR_GID,
             "runAsNonRoot": False,
             "privileged": False,
             "allowPrivilegeEscalation": False,
@@ -78,7 +78,7 @@ def sidecar_container(settings: InjectorSettings) -> dict[str, Any]:
         "resources": settings.sidecar_resources,
         "securityContext": {
             "runAsUser": names.SIDECAR_UID,
-            "runAsGroup": names.SIDECAR_UID,
+            "runAsGroup": names.SIDECAR_GID,
             "runAsNonRoot": True,
             "privileged": False,
             "allowPrivilegeEscalation": False,

@@ -1,12 +1,13 @@
 """Names that the injector, the init container and the node's agent share: what a pod carries once it is injected. Pure.
 
-Containers: `mesh-init` (command `mesh sidecar init`, user 0, group 5995, NET_ADMIN and NET_RAW alone) and `mesh-sidecar` (Envoy as user 5995).
+Containers: `mesh-init` (command `mesh sidecar init`, user 0, group 5994, NET_ADMIN and NET_RAW alone) and `mesh-sidecar` (Envoy as user 5995).
 """
 
 INIT_CONTAINER = "mesh-init"
 SIDECAR_CONTAINER = "mesh-sidecar"
 SIDECAR_UID = 5995
-"""User and group of Envoy: its own traffic is not captured."""
+SIDECAR_GID = 5994
+"""User and group of Envoy: traffic of this user in this group is not captured. Images run as any user, also as 5995, but hardly as this pair."""
 
 MESH_VOLUME = "mesh"
 MESH_DIRECTORY = "/mesh"

@@ -28,6 +28,7 @@ class Capture:
     exclude_outbound_ports: tuple[int, ...] = ()
     exclude_inbound_ports: tuple[int, ...] = ()
     envoy_uid: int = 5995
+    envoy_gid: int = 5994
     public_port: int = 20000
     outbound_port: int = 15001
     ready_port: int = 20200
@@ -79,7 +80,7 @@ def _inbound(capture: Capture) -> Iterable[str]:
 
 def _outbound(capture: Capture) -> Iterable[str]:
     out = f"ct mark set {_MARK} return"
-    yield f"meta skuid {capture.envoy_uid} {out}"
+    yield f"meta skuid {capture.envoy_uid} meta skgid {capture.envoy_gid} {out}"
     for family, addresses in _by_family(capture.nameservers):  # large answers come over TCP
         yield f"{family} daddr {_set(addresses)} tcp dport 53 {out}"
     for family, networks in _by_family(capture.exclude_outbound_cidrs):

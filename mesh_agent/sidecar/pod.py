@@ -55,6 +55,7 @@ class PodEnvironment:
             exclude_outbound_ports=self.exclude_outbound_ports,
             exclude_inbound_ports=self.exclude_inbound_ports,
             envoy_uid=names.SIDECAR_UID,
+            envoy_gid=names.SIDECAR_GID,
             public_port=names.PUBLIC_PORT,
             outbound_port=names.OUTBOUND_PORT,
             ready_port=names.READY_PORT,

@@ -22,7 +22,7 @@ from tests.support.sidecars import envoy_binary, eventually
 
 GATEWAY = "10.244.1.1"
 API_SERVER = "10.96.0.1"
-UID = 5995
+UID, GID = 5995, 5994
 _CLONE_NEWNET = 0x40000000
 _SO_RCVBUFFORCE = 33
 _ETH_P_ALL = 3
@@ -135,7 +135,7 @@ class PodNetwork:
             "MESH_CA_FILE": str(self.directory / "ca/roots.pem"),
         }
         rights = ["--bounding-set", "-all", "--inh-caps", "-all"] if without_rights else []
-        command = ["setpriv", "--regid", str(UID), "--clear-groups", *rights, sys.executable, "-m", "mesh_agent"]
+        command = ["setpriv", "--regid", str(GID), "--clear-groups", *rights, sys.executable, "-m", "mesh_agent"]
         command += ["sidecar", "init", "--directory", str(self.mesh), "--patience-s", str(patience_s)]
         process = await asyncio.create_subprocess_exec(
             *self.inside(*command),
@@ -149,7 +149,7 @@ class PodNetwork:
 
     async def sidecar(self) -> None:
         """Start Envoy as its own user, as the sidecar container does."""
-        command = ["setpriv", "--reuid", str(UID), "--regid", str(UID), "--clear-groups", envoy_binary()]
+        command = ["setpriv", "--reuid", str(UID), "--regid", str(GID), "--clear-groups", envoy_binary()]
         command += ["--config-path", str(self.mesh / "bootstrap.json"), "--drain-time-s", "0", "--disable-hot-restart"]
         command += ["--concurrency", "1", "--log-level", "warning", "--file-flush-interval-msec", "50"]
         with self.output.open("ab") as output:

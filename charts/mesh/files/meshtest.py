@@ -6,6 +6,7 @@ NAME is the server's name in the mesh, PORT its port; ROOTS a file with the mesh
 import http.client
 import http.server
 import os
+import signal
 import socket
 import ssl
 import sys
@@ -30,6 +31,7 @@ class Hello(http.server.BaseHTTPRequestHandler):
 
 
 def serve() -> None:
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # the first process of a container has no default
     http.server.ThreadingHTTPServer(("", PORT), Hello).serve_forever()
 
 
