@@ -13,6 +13,7 @@ from tests.support.agents import AgentProcess, Cluster, until
 from tests.support.callers import Closed, Line
 from tests.support.kubernetes import ApiServer, Object, pod, service
 from tests.support.pods import API_SERVER, GATEWAY, PodNetwork, capture, greeter, greets, node_network, shared_directory
+from tests.support.sidecars import eventually
 
 pytestmark = [pytest.mark.envoy, pytest.mark.root, pytest.mark.timeout(180)]
 
@@ -190,7 +191,7 @@ async def test_the_api_server_and_what_annotations_exclude_are_called_as_they_ar
         web = await node.start("web1", "web", serves=False)
         assert await greets(web, API_SERVER, 443) == "plain"
         assert await greets(web, GATEWAY, 7000) == ""
-        assert "refused" in web.log()
+        await eventually(lambda: "refused" in web.log(), "the sidecar says that it refused")
         job = await node.start("job1", "job", serves=False, MESH_EXCLUDE_OUTBOUND_PORTS="7000")
         assert await greets(job, GATEWAY, 7000) == "plain"
         assert await greets(job, GATEWAY, 7001) == ""
