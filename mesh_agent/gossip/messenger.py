@@ -15,7 +15,8 @@ from mesh_agent.gossip.config import GossipConfig
 from mesh_agent.gossip.effects import KeyringChanged, Noticed, Query, QueryResponse, UserEvent
 from mesh_agent.gossip.keyring import Keyring
 from mesh_agent.gossip.lamport import LamportClock, SeenRing
-from mesh_agent.gossip.swim import State, Swim
+from mesh_agent.gossip.node import State
+from mesh_agent.gossip.swim import Swim
 
 INTERNAL = "_serf_"
 _RELAY_DELEGATE = 5

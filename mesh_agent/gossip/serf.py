@@ -31,7 +31,8 @@ from mesh_agent.gossip.keyring import Keyring
 from mesh_agent.gossip.lamport import LamportClock
 from mesh_agent.gossip.member import Member, MemberStatus
 from mesh_agent.gossip.messenger import Messenger
-from mesh_agent.gossip.swim import Node, State, Swim
+from mesh_agent.gossip.node import Node, State
+from mesh_agent.gossip.swim import Swim
 from mesh_agent.gossip.wire import Alive
 
 _MAX_TAGS = 512
@@ -146,7 +147,7 @@ class Serf:
         """Tell everybody new tags; InvalidRequest if they are too long."""
         meta = _meta(tags)
         self._tags = dict(tags)
-        self.swim.set_meta(meta, now)
+        self.swim.membership.set_meta(meta, now)
 
     def leave(self, now: float) -> None:
         """Say goodbye; the effect `Departed` tells when the pool has heard it."""
@@ -349,11 +350,11 @@ class Serf:
         if now < until and self._queue.waits("leave") and self._has_company():
             self.swim.after(now, self.config.gossip_interval_s / 2, lambda at: self._await_intent(at, until))
             return
-        self.swim.leave(now)
+        self.swim.membership.leave(now)
         self._await_goodbye(now, now + self.config.broadcast_timeout_s)
 
     def _await_goodbye(self, now: float, until: float) -> None:
-        if now < until and not self.swim.leave_is_out():
+        if now < until and not self.swim.membership.leave_is_out():
             self.swim.after(now, self.config.gossip_interval_s / 2, lambda at: self._await_goodbye(at, until))
             return
         delay_s = self.config.leave_propagate_s if self._has_company() else 0.0
@@ -386,7 +387,7 @@ class Serf:
     def _prune(self, known: _Known) -> None:
         name = known.member.name
         self._known.pop(name, None)
-        self.swim.forget(name)
+        self.swim.membership.forget(name)
         self.vivaldi.forget(name)
         self.swim.emit(MemberReaped(known.member))
 

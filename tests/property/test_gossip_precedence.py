@@ -4,7 +4,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mesh_agent.gossip import wire
-from mesh_agent.gossip.swim import State
+from mesh_agent.gossip.node import State
 from tests.unit.gossip.machines import Bench, alive
 
 # How long an example takes depends on what else the machine does.

@@ -18,8 +18,8 @@ from mesh_agent.gossip import GossipConfig, Member, MemberStatus, UserEvent
 from mesh_agent.gossip.effects import Address, Effect, Exchange, Noticed, SendPacket
 from mesh_agent.gossip.keyring import OVERHEAD
 from mesh_agent.gossip.layers import Codec
+from mesh_agent.gossip.node import State
 from mesh_agent.gossip.serf import Serf, Stage
-from mesh_agent.gossip.swim import State
 from mesh_agent.gossip.wire import Message, StreamMessage
 
 PORT = 7946

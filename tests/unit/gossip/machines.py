@@ -7,8 +7,9 @@ from typing import TypeVar
 from mesh_agent.gossip import GossipConfig, Keyring, layers, wire
 from mesh_agent.gossip import serf_wire as wire_of_serf
 from mesh_agent.gossip.effects import Effect, SendPacket
+from mesh_agent.gossip.node import Node, State
 from mesh_agent.gossip.serf import Serf
-from mesh_agent.gossip.swim import Node, State, Swim
+from mesh_agent.gossip.swim import Swim
 
 T = TypeVar("T")
 SELF = ("10.0.0.1", 7946)

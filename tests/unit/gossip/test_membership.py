@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from mesh_agent.gossip import layers, wire
-from mesh_agent.gossip.effects import Noticed, SendPacket
-from mesh_agent.gossip.swim import State
-from tests.unit.gossip.machines import Bench, alive, entry, unpacked
+from mesh_agent.gossip import wire
+from mesh_agent.gossip.effects import Noticed
+from mesh_agent.gossip.node import State
+from tests.unit.gossip.machines import Bench, alive
 
 ALIVE, SUSPECT, DEAD, LEFT = State.ALIVE, State.SUSPECT, State.DEAD, State.LEFT
 
@@ -85,7 +85,7 @@ def test_a_node_outbids_what_is_said_of_itself(accusation: wire.Message, incarna
 
 def test_who_is_leaving_does_not_object_to_its_own_death() -> None:
     bench = Bench(peers=1)
-    bench.swim.leave(0.0)
+    bench.swim.membership.leave(0.0)
     bench.hear(wire.Suspect(5, "self", "x"))
     bench.hear(alive("self", 9, address="10.0.0.1"))
     assert bench.state("self") == (LEFT, 1)
@@ -221,108 +221,3 @@ def test_a_stopped_process_gives_the_suspects_their_time_back() -> None:
     assert bench.swim.awareness.score > 0
     bench.hear(alive("p0", 2, address="10.0.1.1"))
     assert bench.state("p0") == (ALIVE, 2)
-
-
-# push/pull
-
-
-@pytest.mark.parametrize(
-    ("theirs", "then"),
-    [
-        (entry("p", 6, ALIVE), (ALIVE, 6)),
-        (entry("p", 5, SUSPECT), (SUSPECT, 5)),
-        (entry("p", 5, DEAD), (SUSPECT, 5)),  # a death at second hand is a suspicion
-        (entry("p", 5, LEFT), (LEFT, 5)),
-        (entry("p", 4, DEAD), (ALIVE, 5)),
-        (entry("p", 4, LEFT), (ALIVE, 5)),
-    ],
-)
-def test_what_is_taken_over_from_a_push_pull(theirs: wire.StateEntry, then: tuple[State, int]) -> None:
-    bench = Bench()
-    bench.hear(alive("p", 5))
-    assert bench.swim.merge(wire.PushPull((theirs,), b"above", True), 0.0) is None
-    assert bench.state("p") == then
-    assert ("state", "above") in bench.ear.said
-
-
-@pytest.mark.parametrize(
-    ("versions", "reason"),
-    [
-        ((6, 6, 6, 2, 5, 4), "protocol versions are incompatible"),
-        ((1, 1, 1, 2, 5, 4), "protocol versions are incompatible"),
-        ((1, 5, 2, 5, 5, 5), "delegate versions are incompatible"),
-        ((1, 5, 2, 2, 5), "has 5 version bytes, not 6"),
-        ((), "has 0 version bytes, not 6"),
-    ],
-)
-def test_one_incompatible_member_makes_the_whole_merge_fail(versions: tuple[int, ...], reason: str) -> None:
-    bench = Bench()
-    good, bad = entry("p", 1, ALIVE), entry("q", 1, ALIVE, versions=versions)
-    error = bench.swim.merge(wire.PushPull((good, bad), b"above", True), 0.0)
-    assert error is not None
-    assert reason in error
-    assert set(bench.swim.nodes) == {"self"}
-    assert bench.ear.said == [("joined", "self")]
-
-
-def test_versions_of_the_dead_do_not_matter() -> None:
-    bench = Bench()
-    assert bench.swim.merge(wire.PushPull((entry("q", 1, DEAD, versions=()),), b"", True), 0.0) is None
-
-
-def test_a_member_that_the_layer_above_refuses_makes_the_merge_fail_and_gossip_of_it_is_ignored() -> None:
-    bench = Bench()
-    bench.ear.refused = "another datacenter"
-    error = bench.swim.merge(wire.PushPull((entry("p", 1, ALIVE),), b"", True), 0.0)
-    assert error == "node 'p': another datacenter"
-    bench.hear(alive("p"))
-    assert set(bench.swim.nodes) == {"self"}
-
-
-def test_the_answer_to_a_push_pull_is_our_own_state_as_it_was_before() -> None:
-    bench = Bench(peers=2)
-    request = wire.PushPull((entry("new", 1, ALIVE),), b"", True)
-    answer = bench.swim.answer(request)
-    assert answer is not None
-    decoded = layers.Codec(None, lambda n: b"", compression=False).decode_stream(answer)
-    assert isinstance(decoded, wire.PushPull)
-    assert {each.node for each in decoded.entries} == {"self", "p0", "p1"}
-    bench.swim.accept(request, 0.0)
-    assert "new" in bench.swim.nodes
-
-
-# gossip
-
-
-def test_nothing_is_sent_when_there_is_nothing_to_say() -> None:
-    bench = Bench(peers=2)
-    bench.pass_time(20.0)
-    bench.take()
-    bench.pass_time(0.0)
-    quiet = [e for e in bench.take() if isinstance(e, SendPacket)]
-    assert quiet == []
-
-
-def test_the_dead_are_told_for_a_while_so_that_they_can_object() -> None:
-    bench = Bench(peers=1)
-    bench.hear(wire.Dead(1, "p0", "x"))
-    bench.pass_time(1.0)
-    assert any(m.node == "p0" for _, m in bench.sent(wire.Dead))
-    bench.pass_time(40.0)
-    bench.take()
-    bench.ear.queue = [b"news"]
-    bench.pass_time(2.0)
-    assert not bench.sent(wire.User), "after gossip_to_dead_s the dead are left in peace"
-
-
-def test_a_packet_of_gossip_never_exceeds_its_size() -> None:
-    bench = Bench(peers=60)
-    for number in range(60):
-        bench.hear(alive(f"p{number}", 2, address=f"10.0.1.{number + 1}", meta=b"m" * 400))
-    bench.pass_time(5.0)
-    packets = [e for e in bench.take() if isinstance(e, SendPacket)]
-    assert packets
-    for packet in packets:
-        datagram = layers.with_crc(layers.compound(list(packet.parts)))
-        assert len(datagram) <= 1400
-        assert unpacked(packet)
