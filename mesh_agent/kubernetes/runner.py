@@ -92,11 +92,20 @@ class Mirror:
                 log.info("%s is listed anew: %s", self._path, error)
                 pause_s = _RETRY_S[0]
             except MeshError as error:
-                if not self._complaint:
-                    log.warning("%s cannot be followed; what is known counts until it can be: %s", self._path, error)
-                self._complaint = str(error)
+                self._complain(str(error))
+            except (
+                KeyError,
+                TypeError,
+                ValueError,
+            ) as error:  # JSON, but not what the API promises: a proxy between, perhaps
+                self._complain(f"the answer is not one of Kubernetes: {error!r}")
             await asyncio.sleep(pause_s * (0.5 + self._rng.random()))
             pause_s = min(longest_s, pause_s * 2)
+
+    def _complain(self, reason: str) -> None:
+        if not self._complaint:
+            log.warning("%s cannot be followed; what is known counts until it can be: %s", self._path, reason)
+        self._complaint = reason
 
     async def _list(self) -> str:
         objects, version = await self._api.list_all(self._path, self._query)

@@ -212,6 +212,21 @@ async def test_history_that_the_api_server_has_forgotten_is_listed_anew(node: No
     await node.until_health("api", {"api-b": "passing", "api-c": "passing"})
 
 
+async def test_an_answer_that_is_none_of_kubernetes_takes_nothing_away(node: Node) -> None:
+    await node.run(pod("a"))
+    await node.until_health("api", {"api-a": "passing"})
+    node.api.nonsense = True
+    lists = node.api.lists
+    await node.api.stop()
+    await until(lambda: "cannot be followed" in node.agent.log(), "the agent notices")
+    await node.api.start()
+    await until(lambda: node.api.lists > lists + 1, "it was asked again and again")
+    assert await node.health("api") == {"api-a": "passing"}
+    await node.run(pod("b"))
+    node.api.nonsense = False
+    await node.until_health("api", {"api-a": "passing", "api-b": "passing"})
+
+
 async def test_a_pod_gets_its_own_configuration_and_no_other(node: Node) -> None:
     await node.run(pod("a"), "token-a")
     await node.run(pod("w", account="web", address="10.244.1.9"), "token-w")

@@ -76,6 +76,8 @@ class ApiServer:
         self._writers: set[asyncio.StreamWriter] = set()
         self.port = 0
         self.page = 500
+        self.nonsense = False
+        """Answer lists with JSON that is none of Kubernetes."""
 
     @property
     def url(self) -> str:
@@ -176,7 +178,7 @@ class ApiServer:
             await self._watch(kind, query, writer)
         elif method == "GET" and kind in self._objects:
             self.lists += 1
-            await _send(writer, 200, self._list(kind, query))
+            await _send(writer, 200, {"sorry": "maintenance"} if self.nonsense else self._list(kind, query))
         else:
             await _send(writer, 404, {"kind": "Status", "code": 404, "message": f"no {url.path}"})
 
