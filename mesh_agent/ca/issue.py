@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from mesh_agent.ca.spiffe_id import SpiffeId
-from mesh_agent.errors import InvalidRequest
+from mesh_agent.errors import InvalidRequest, PermissionDenied
 
 BACKDATE_S = 60.0
 
@@ -152,6 +152,10 @@ def _leaf(
         raise InvalidRequest("the CSR's key must be ECDSA P-256")
     issuer = x509.load_pem_x509_certificate(authority.certificate_pem.encode())
     left_s = issuer.not_valid_after_utc.timestamp() - now
+    if left_s <= 0:
+        raise PermissionDenied(
+            "the root certificate of this datacenter has expired; nothing can be issued until it has a new one"
+        )
     issuer_ski = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     certificate = (
         # Without a subject the SAN extension must be critical (RFC 5280, 4.2.1.6).
