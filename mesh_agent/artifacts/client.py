@@ -21,6 +21,7 @@ def download(url: str, headers: dict[str, str], into: Path) -> None:
         with urllib.request.urlopen(urllib.request.Request(url, headers=asked), timeout=_TIMEOUT_S) as answer:  # noqa: S310 (checked above)
             _save(answer, into, append=answer.status == http.client.PARTIAL_CONTENT)
     except urllib.error.HTTPError as error:
+        error.close()
         if (
             error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and have
         ):  # all of it is there; its checksum decides
