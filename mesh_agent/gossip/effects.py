@@ -18,11 +18,11 @@ class SendPacket:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One request over a fresh connection, at most `timeout_s`; the answer comes back as `reply(token, ...)`. No answer is waited for without a token."""
+    """One request over a fresh connection, at most `timeout_s`; the answer comes back as `reply(token, ...)`."""
 
     to: Address
     request: bytes
-    token: int | None
+    token: int
     timeout_s: float
 
 

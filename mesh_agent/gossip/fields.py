@@ -100,6 +100,19 @@ def raw(fields: dict[str, Any], key: str) -> bytes:
     return value
 
 
+def items(fields: dict[str, Any], key: str) -> list[Any]:
+    """A list field, [] if it is missing."""
+    value = fields.get(key) or []
+    if not isinstance(value, list):
+        raise RemoteProtocolError(f"{key} is not a list")
+    return value
+
+
+def to_text(value: Any) -> str:  # a msgpack scalar
+    """A text that stands in a list, or a key."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
 def address_to_bytes(address: str) -> bytes:
     """4 or 16 bytes of an IP address; b'' for none."""
     if not address:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mesh_agent.errors import InvalidRequest, RemoteProtocolError
+from mesh_agent.gossip import key_queries, query_filters
 from mesh_agent.gossip import serf_wire as wire
 from mesh_agent.gossip.broadcasts import Broadcasts
 from mesh_agent.gossip.config import GossipConfig
@@ -130,7 +131,7 @@ class Messenger:
             return
         if not message.flags & wire.FLAG_NO_BROADCAST:
             self.query_queue.queue("", wire.encode(message))
-        if not wire.matches(message.filters, self._swim.name, self._tags()):
+        if not query_filters.matches(message.filters, self._swim.name, self._tags()):
             return
         query = Query(
             message.lamport,
@@ -211,10 +212,10 @@ class Messenger:
             self._refuse_keys(operation, query, "this pool is not encrypted: it has no keyring", now)
         elif operation == "list-keys":
             room = self._config.query_bytes - _RESPONSE_BYTES - len(self._swim.name.encode())
-            self._answer(query, wire.encode_keys(ring.keys(), ring.primary, room), 0, now)
+            self._answer(query, key_queries.encode_keys(ring.keys(), ring.primary, room), 0, now)
         else:
             try:
-                key = wire.decode_key_request(query.payload)
+                key = key_queries.decode_key_request(query.payload)
                 {"install-key": ring.install, "use-key": ring.use, "remove-key": ring.remove}[operation](key)
             except (InvalidRequest, RemoteProtocolError) as error:
                 self._refuse_keys(operation, query, str(error), now)
@@ -226,8 +227,8 @@ class Messenger:
         if error is not None:
             self._refuse_keys(order.name, order, f"the keyring is changed until the next restart only: {error}", now)
             return
-        self._answer(order, wire.encode_key_response(result=True), 0, now)
+        self._answer(order, key_queries.encode_key_response(result=True), 0, now)
 
     def _refuse_keys(self, operation: str, query: Query, reason: str, now: float) -> None:
         self._swim.emit(Noticed(f"key operation {operation} of {query.source!r} failed: {reason}"))
-        self._answer(query, wire.encode_key_response(result=False, message=reason[:200]), 0, now)
+        self._answer(query, key_queries.encode_key_response(result=False, message=reason[:200]), 0, now)

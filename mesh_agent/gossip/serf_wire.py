@@ -1,23 +1,31 @@
 """Messages of the serf layer, inside memberlist's user messages and push/pull state. Pure. Numbers and names are the protocol: append only."""
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgpack
 
 from mesh_agent.errors import RemoteProtocolError
-from mesh_agent.gossip.fields import address_from_bytes, address_to_bytes, number, pack, port, raw, text, unpack
+from mesh_agent.gossip.fields import (
+    address_from_bytes,
+    address_to_bytes,
+    items,
+    number,
+    pack,
+    port,
+    raw,
+    text,
+    to_text,
+    unpack,
+)
 
 LEAVE, JOIN, PUSH_PULL, USER_EVENT, QUERY, QUERY_RESPONSE, CONFLICT_RESPONSE, KEY_REQUEST, KEY_RESPONSE, RELAY = range(
     10
 )
 FLAG_ACK, FLAG_NO_BROADCAST = 1, 2
 _TAGS_MAGIC = 0xFF
-_FILTER_NODES, _FILTER_TAG = 0, 1
 _MAX_LAMPORT = 1 << 62
 _MAX_TIMEOUT_NS = 3600 * 10**9
-_MAX_REGEX_STEPS = 10**7
 _MAX_STATE_LIST = 1 << 20
 
 
@@ -188,8 +196,8 @@ def _decode_relay(payload: bytes) -> Relay:
     unpacker.feed(payload[1:])
     try:
         header = unpacker.unpack()
-        where = {_name(key): value for key, value in header[b"DestAddr"].items()}
-        name = _name(header.get(b"DestName", b""))
+        where = {to_text(key): value for key, value in header[b"DestAddr"].items()}
+        name = to_text(header.get(b"DestName", b""))
     except Exception as error:  # msgpack raises several unrelated types for junk
         raise RemoteProtocolError(f"broken relay: {error}") from error
     relay = Relay(address_from_bytes(raw(where, "IP")), port(where, "Port"), name, payload[1 + unpacker.tell() :])
@@ -221,36 +229,25 @@ def _decode_state(f: dict[str, Any]) -> SerfState:
     lamports = f.get("StatusLTimes") or {}
     if not isinstance(lamports, dict):
         raise RemoteProtocolError("broken serf state")
-    times = {_name(name): time for name, time in lamports.items()}
+    times = {to_text(name): time for name, time in lamports.items()}
     return SerfState(
         lamport(f, "LTime"),
         {name: lamport(times, name) for name in times},
-        tuple(_name(name) for name in _list(f, "LeftMembers")),
+        tuple(to_text(name) for name in items(f, "LeftMembers")),
         lamport(f, "EventLTime"),
-        tuple(_decode_slot(slot) for slot in _list(f, "Events") if isinstance(slot, dict)),
+        tuple(_decode_slot(slot) for slot in items(f, "Events") if isinstance(slot, dict)),
         lamport(f, "QueryLTime"),
     )
 
 
 def _decode_slot(slot: dict[Any, Any]) -> tuple[int, tuple[tuple[str, bytes], ...]]:
-    fields = {_name(key): value for key, value in slot.items()}
+    fields = {to_text(key): value for key, value in slot.items()}
     found = []
-    for event in _list(fields, "Events"):
+    for event in items(fields, "Events"):
         if isinstance(event, dict):
-            named = {_name(key): value for key, value in event.items()}
+            named = {to_text(key): value for key, value in event.items()}
             found.append((text(named, "Name"), raw(named, "Payload")))
     return lamport(fields, "LTime"), tuple(found)
-
-
-def _list(fields: dict[str, Any], key: str) -> list[Any]:
-    value = fields.get(key) or []
-    if not isinstance(value, list):
-        raise RemoteProtocolError(f"{key} is not a list")
-    return value
-
-
-def _name(value: Any) -> str:  # a msgpack scalar
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 _DECODERS: dict[int, Any] = {  # callables of different result types
@@ -276,47 +273,10 @@ def decode_tags(meta: bytes) -> dict[str, str]:
         return {"role": meta.decode("utf-8", "replace")} if meta else {}
     try:
         return {
-            key.encode("latin-1").decode("utf-8", "replace"): _name(value) for key, value in unpack(meta[1:]).items()
+            key.encode("latin-1").decode("utf-8", "replace"): to_text(value) for key, value in unpack(meta[1:]).items()
         }
     except Exception:  # metadata of a stranger: whatever it is, it is not tags
         return {}
-
-
-def node_filter(names: list[str]) -> bytes:
-    """Only these nodes answer."""
-    packed: bytes = msgpack.packb(names, use_bin_type=False)
-    return bytes([_FILTER_NODES]) + packed
-
-
-def tag_filter(tag: str, expression: str) -> bytes:
-    """Only nodes whose tag matches answer."""
-    return bytes([_FILTER_TAG]) + pack({"Tag": tag, "Expr": expression})
-
-
-def matches(filters: tuple[bytes, ...], name: str, tags: dict[str, str]) -> bool:
-    """Whether a query is for a node of that name and tags; a filter that cannot be read matches nobody."""
-    return all(_matches(each, name, tags) for each in filters)
-
-
-def _matches(each: bytes, name: str, tags: dict[str, str]) -> bool:
-    try:
-        if each[:1] == bytes([_FILTER_NODES]):
-            return name.encode() in msgpack.unpackb(each[1:], raw=True)
-        fields = unpack(each[1:])
-        expression, value = text(fields, "Expr"), tags.get(text(fields, "Tag"), "")
-        return _is_cheap(expression, value) and re.search(expression, value) is not None
-    except Exception:  # junk of a stranger
-        return False
-
-
-_REPEATED_GROUP = re.compile(r"\)[*+{]")
-
-
-def _is_cheap(expression: str, value: str) -> bool:
-    """Whether an expression of a stranger cannot take us long: what it may try grows with each repetition and each choice."""
-    repeats = sum(expression.count(sign) for sign in "*+{")
-    choices = expression.count("|") + expression.count("?")
-    return not _REPEATED_GROUP.search(expression) and (len(value) + 1) ** (repeats + 1) << choices <= _MAX_REGEX_STEPS
 
 
 def encode_conflict_response(
@@ -326,52 +286,3 @@ def encode_conflict_response(
     numbers = ("ProtocolMin", "ProtocolMax", "ProtocolCur", "DelegateMin", "DelegateMax", "DelegateCur")
     fields = {"Name": name, "Addr": address_to_bytes(address), "Port": port, "Tags": dict(tags), "Status": 1}
     return bytes([CONFLICT_RESPONSE]) + pack(fields | dict(zip(numbers, versions, strict=True)))
-
-
-def encode_key_request(key: bytes) -> bytes:
-    """Payload of a key query."""
-    return bytes([KEY_REQUEST]) + pack({"Key": key})
-
-
-def decode_key_request(payload: bytes) -> bytes:
-    """The key of a key query."""
-    if payload[:1] != bytes([KEY_REQUEST]):
-        raise RemoteProtocolError("not a key request")
-    return raw(unpack(payload[1:]), "Key")
-
-
-def encode_keys(keys: list[str], primary: str, largest_bytes: int) -> bytes:
-    """Answer to a question for the keys: as many as fit, and a word if they are not all."""
-    for count in range(len(keys), -1, -1):
-        note = "" if count == len(keys) else f"truncated key list response, showing first {count} of {len(keys)} keys"
-        answer = encode_key_response(result=True, message=note, keys=keys[:count], primary=primary)
-        if len(answer) <= largest_bytes:
-            break
-    return answer
-
-
-def encode_key_response(*, result: bool, message: str = "", keys: list[str] | None = None, primary: str = "") -> bytes:
-    """Answer to a key query."""
-    return bytes([KEY_RESPONSE]) + pack(
-        {"Result": result, "Message": message, "Keys": keys or None, "PrimaryKey": primary}
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class KeyResponse:
-    """What one member says of its keyring."""
-
-    node: str
-    result: bool
-    message: str
-    keys: tuple[str, ...]
-    primary: str
-
-
-def decode_key_response(node: str, payload: bytes) -> KeyResponse:
-    """Read an answer to a key query."""
-    if payload[:1] != bytes([KEY_RESPONSE]):
-        raise RemoteProtocolError("not a key response")
-    fields = unpack(payload[1:])
-    keys = tuple(_name(key) for key in _list(fields, "Keys"))
-    return KeyResponse(node, bool(fields.get("Result")), text(fields, "Message"), keys, text(fields, "PrimaryKey"))

@@ -405,9 +405,8 @@ class SimCluster:
     def _exchange(self, node: SimNode, exchange: Exchange) -> None:
         life, token = node.life, exchange.token
         target = self._by_address.get(exchange.to)
-        if token is not None:
-            timeout = self.time + exchange.timeout_s / node.rate
-            self._at(timeout, node.index, lambda each: self._reply(each, life, token, None))
+        timeout = self.time + exchange.timeout_s / node.rate
+        self._at(timeout, node.index, lambda each: self._reply(each, life, token, None))
         if target is None or not self._both_ways(node, target):
             return
         # The handshake, then the request: one and a half round trips.
@@ -422,7 +421,7 @@ class SimCluster:
         answer = node.serf.swim.answer(request)
         node.serf.swim.accept(request, node.clock(self.time))
         self._perform(node)
-        if answer is None or exchange.token is None:
+        if answer is None:
             return
         message, token = _CODEC.decode_stream(answer), exchange.token
         delay_s = self.network.stream_delay_s()

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from mesh_agent.errors import InvalidRequest
-from mesh_agent.gossip import Keyring, Query, UserEvent, fields
+from mesh_agent.gossip import Keyring, Query, UserEvent, fields, key_queries, query_filters
 from mesh_agent.gossip import serf_wire as serf
 from mesh_agent.gossip.effects import KeyringChanged, Noticed, QueryResponse
 from tests.unit.gossip.machines import Member, alive
@@ -152,15 +152,15 @@ def test_answers_are_counted_once_whichever_way_they_came_and_not_after_the_end(
     ("filters", "matches"),
     [
         ((), True),
-        ((serf.node_filter(["self", "other"]),), True),
-        ((serf.node_filter(["other"]),), False),
-        ((serf.tag_filter("role", "no"),), True),
-        ((serf.tag_filter("role", "^n.*e$"),), True),
-        ((serf.tag_filter("role", "^(web|node)$"),), True),
-        ((serf.tag_filter("role", "^de"),), False),
-        ((serf.tag_filter("absent", "x"),), False),
-        ((serf.node_filter(["self"]), serf.tag_filter("role", "x")), False),
-        ((serf.tag_filter("role", "("),), False),
+        ((query_filters.node_filter(["self", "other"]),), True),
+        ((query_filters.node_filter(["other"]),), False),
+        ((query_filters.tag_filter("role", "no"),), True),
+        ((query_filters.tag_filter("role", "^n.*e$"),), True),
+        ((query_filters.tag_filter("role", "^(web|node)$"),), True),
+        ((query_filters.tag_filter("role", "^de"),), False),
+        ((query_filters.tag_filter("absent", "x"),), False),
+        ((query_filters.node_filter(["self"]), query_filters.tag_filter("role", "x")), False),
+        ((query_filters.tag_filter("role", "("),), False),
         ((b"\x00junk",), False),
         ((b"\x07",), False),
         ((b"",), False),
@@ -175,7 +175,7 @@ def test_only_those_who_match_every_filter_answer(filters: tuple[bytes, ...], ma
 @pytest.mark.parametrize("evil", ["(a+)+$", "(a|a)*$", "a*a*a*a*a*a*b", "(?:a?){50}b", "|".join(["(a|a)(a|a)"] * 20)])
 def test_an_expression_that_could_take_for_ever_matches_nobody(evil: str) -> None:
     began = time.perf_counter()
-    assert not serf.matches((serf.tag_filter("t", evil),), "self", {"t": "a" * 400})
+    assert not query_filters.matches((query_filters.tag_filter("t", evil),), "self", {"t": "a" * 400})
     assert time.perf_counter() - began < 2.0
 
 
@@ -183,14 +183,14 @@ def test_an_expression_that_could_take_for_ever_matches_nobody(evil: str) -> Non
 
 
 def key_query(operation: str, key: bytes = b"", number: int = 1) -> serf.QueryMessage:
-    payload = serf.encode_key_request(key) if key else b""
+    payload = key_queries.encode_key_request(key) if key else b""
     return query(f"_serf_{operation}", payload=payload, number=number)
 
 
-def key_answer(member: Member) -> serf.KeyResponse:
+def key_answer(member: Member) -> key_queries.KeyResponse:
     ((_, response),) = member.told()
     assert isinstance(response, serf.ResponseMessage)
-    return serf.decode_key_response(response.node, response.payload)
+    return key_queries.decode_key_response(response.payload)
 
 
 def test_a_changed_keyring_is_answered_for_once_it_is_on_disk() -> None:
