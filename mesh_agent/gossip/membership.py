@@ -7,15 +7,12 @@ Deliberately absent: name conflict resolution by vote (a conflict is noticed and
 """
 
 from mesh_agent.gossip import wire
-from mesh_agent.gossip.awareness import Awareness
-from mesh_agent.gossip.config import GossipConfig
-from mesh_agent.gossip.delegate import Delegate
+from mesh_agent.gossip.core import Core
 from mesh_agent.gossip.effects import Noticed, SendPacket
 from mesh_agent.gossip.node import Node, State
 from mesh_agent.gossip.outbox import Outbox
 from mesh_agent.gossip.probe_round import ProbeRound
 from mesh_agent.gossip.suspicion import Suspicion
-from mesh_agent.gossip.timers import Timers
 
 MAX_META = 512
 _MAX_NAME = 255
@@ -25,24 +22,9 @@ _MAX_INCARNATION = 0xFFFFFFFF
 class Membership:
     """The nodes of a pool as one of them sees it."""
 
-    def __init__(
-        self,
-        config: GossipConfig,
-        name: str,
-        nodes: dict[str, Node],
-        delegate: Delegate,
-        awareness: Awareness,
-        timers: Timers,
-        outbox: Outbox,
-        probe_round: ProbeRound,
-    ) -> None:
-        """`nodes` is filled here and read by the others; whoever is learnt is added to `probe_round`."""
-        self.nodes = nodes
-        self._config = config
-        self._name = name
-        self._delegate = delegate
-        self._awareness = awareness
-        self._timers = timers
+    def __init__(self, core: Core, outbox: Outbox, probe_round: ProbeRound) -> None:
+        """Whoever is learnt is added to `probe_round`."""
+        self._core = core
         self._outbox = outbox
         self._round = probe_round
         self._leaving = False
@@ -52,11 +34,13 @@ class Membership:
     @property
     def local(self) -> Node:
         """This node."""
-        return self.nodes[self._name]
+        return self._core.nodes[self._core.name]
 
     def alive_peers(self) -> list[Node]:
         """The others that are alive and not suspected."""
-        return [node for node in self.nodes.values() if node.state is State.ALIVE and node.name != self._name]
+        return [
+            node for node in self._core.nodes.values() if node.state is State.ALIVE and node.name != self._core.name
+        ]
 
     def postpone(self, by_s: float) -> None:
         """Time in which we could not have heard a suspect does not count."""
@@ -72,26 +56,26 @@ class Membership:
         own = self.local
         own.meta = meta
         self._outbid(own, self._incarnation)
-        self._delegate.node_updated(own, now)
+        self._core.delegate.node_updated(own, now)
 
     def leave(self, now: float) -> None:
         """Say goodbye: dead, by own hand."""
         self._leaving = True
-        self.dead(wire.Dead(self.local.incarnation, self._name, self._name), now)
+        self.dead(wire.Dead(self.local.incarnation, self._core.name, self._core.name), now)
 
     def leave_is_out(self) -> bool:
         """Whether the goodbye has been sent often enough, or nobody is there to hear it."""
-        return not self._outbox.queue.waits(self._name) or not self.alive_peers()
+        return not self._outbox.queue.waits(self._core.name) or not self.alive_peers()
 
     def forget(self, name: str) -> None:
         """Drop a dead node."""
-        node = self.nodes.get(name)
+        node = self._core.nodes.get(name)
         if node is not None and node.gone:
-            del self.nodes[name]
+            del self._core.nodes[name]
 
     def _refute(self, own: Node, accused: int) -> None:
         """Somebody says otherwise of us."""
-        self._awareness.apply(1)
+        self._core.awareness.apply(1)
         self._outbid(own, accused)
 
     def _outbid(self, own: Node, incarnation: int) -> None:
@@ -106,8 +90,8 @@ class Membership:
 
     def alive(self, alive: wire.Alive, now: float, *, bootstrap: bool = False) -> None:
         """Somebody says that a node is alive; with `bootstrap` we say it of ourselves for the first time."""
-        own = alive.node == self._name
-        node = self.nodes.get(alive.node)
+        own = alive.node == self._core.name
+        node = self._core.nodes.get(alive.node)
         if (own and self._leaving) or (node is not None and not own and self._is_old(node, alive, now)):
             return
         if not self._is_acceptable(alive, own):
@@ -128,9 +112,9 @@ class Membership:
         """Whether it is no news. A gone node that comes back and does not know what we think of it is told, so that it can refute."""
         if alive.incarnation > node.incarnation or node.at != (alive.address, alive.port):
             return False
-        if node.gone and now - node.told_at > self._config.probe_interval_s:
+        if node.gone and now - node.told_at > self._core.config.probe_interval_s:
             node.told_at = now
-            suspect = wire.Suspect(node.incarnation, node.name, self._name)
+            suspect = wire.Suspect(node.incarnation, node.name, self._core.name)
             self._outbox.emit(SendPacket(node.at, (wire.encode(suspect),)))
         return True
 
@@ -140,19 +124,19 @@ class Membership:
             return False
         if len(alive.meta) > MAX_META or not 0 < len(alive.node.encode()) <= _MAX_NAME:
             return False
-        reason = None if own else self._delegate.refuse(alive)
+        reason = None if own else self._core.delegate.refuse(alive)
         if reason is not None:
             self._outbox.emit(Noticed(f"node {alive.node!r} is refused: {reason}"))
         return reason is None
 
     def _learn(self, alive: wire.Alive, now: float) -> Node:
         node = Node(alive.node, alive.address, alive.port, alive.meta, alive.versions, -1, State.DEAD, now)
-        self.nodes[alive.node] = node
+        self._core.nodes[alive.node] = node
         self._round.add(alive.node)
         return node
 
     def _may_move(self, node: Node, now: float) -> bool:
-        reclaim_s = self._config.dead_node_reclaim_s
+        reclaim_s = self._core.config.dead_node_reclaim_s
         return node.state is State.LEFT or (
             node.state is State.DEAD and reclaim_s > 0 and now - node.changed_at > reclaim_s
         )
@@ -162,7 +146,7 @@ class Membership:
             return
         claims = f"{node.address}:{node.port} and {alive.address}:{alive.port}"
         self._outbox.emit(Noticed(f"two nodes call themselves {node.name!r}: {claims}"))
-        if node.name == self._name:
+        if node.name == self._core.name:
             self._refute(node, alive.incarnation)
 
     def _become_alive(self, node: Node, alive: wire.Alive, now: float) -> None:
@@ -174,15 +158,15 @@ class Membership:
             node.state, node.changed_at = State.ALIVE, now
         self._spread(node.name, alive)
         if before in (State.DEAD, State.LEFT):
-            self._delegate.node_joined(node, now)
+            self._core.delegate.node_joined(node, now)
         elif meta != node.meta or at != node.at:
-            self._delegate.node_updated(node, now)
+            self._core.delegate.node_updated(node, now)
 
     # suspect
 
     def suspect(self, suspect: wire.Suspect, now: float) -> None:
         """Somebody could not reach a node."""
-        node = self.nodes.get(suspect.node)
+        node = self._core.nodes.get(suspect.node)
         if node is None or suspect.incarnation < node.incarnation:
             return
         suspicion = self._suspicions.get(node.name)
@@ -194,39 +178,39 @@ class Membership:
             return
         if node.gone:
             return
-        if node.name == self._name:
+        if node.name == self._core.name:
             self._refute(node, suspect.incarnation)
             return
         self._spread(node.name, suspect)
         node.incarnation, node.state, node.changed_at = suspect.incarnation, State.SUSPECT, now
-        suspicion = Suspicion(suspect.accuser, len(self.nodes), self._config, now)
+        suspicion = Suspicion(suspect.accuser, len(self._core.nodes), self._core.config, now)
         self._suspicions[node.name] = suspicion
         self._await_refutation(node, suspicion, now)
 
     def _await_refutation(self, node: Node, suspicion: Suspicion, now: float) -> None:
         # At the very instant: a timer that fires a rounding error before it would find the suspicion still open.
         ends_at = max(now, suspicion.ends_at)
-        self._timers.at(ends_at, lambda at: self._suspicion_ends(node.name, suspicion, at))
+        self._core.timers.at(ends_at, lambda at: self._suspicion_ends(node.name, suspicion, at))
 
     def _suspicion_ends(self, name: str, suspicion: Suspicion, now: float) -> None:
-        node = self.nodes.get(name)
+        node = self._core.nodes.get(name)
         if node is not None and self._suspicions.get(name) is suspicion and suspicion.ends_at <= now:
-            self.dead(wire.Dead(node.incarnation, name, self._name), now)
+            self.dead(wire.Dead(node.incarnation, name, self._core.name), now)
 
     # dead or left
 
     def dead(self, dead: wire.Dead, now: float) -> None:
         """Somebody says that a node is dead, or it says itself that it leaves."""
-        node = self.nodes.get(dead.node)
+        node = self._core.nodes.get(dead.node)
         if node is None or dead.incarnation < node.incarnation:
             return
         self._suspicions.pop(node.name, None)
         if node.gone:
             return
-        if node.name == self._name and not self._leaving:
+        if node.name == self._core.name and not self._leaving:
             self._refute(node, dead.incarnation)
             return
         self._spread(node.name, dead)
         node.incarnation, node.changed_at = dead.incarnation, now
         node.state = State.LEFT if dead.accuser == dead.node else State.DEAD
-        self._delegate.node_gone(node, now)
+        self._core.delegate.node_gone(node, now)

@@ -1,15 +1,11 @@
 """What a machine wants done: effects in order, packets with as much gossip as fits beside their message, and exchanges that wait for an answer. Pure."""
 
-import random
 from collections.abc import Callable
 
 from mesh_agent.gossip import wire
 from mesh_agent.gossip.broadcasts import Broadcasts
-from mesh_agent.gossip.config import GossipConfig
-from mesh_agent.gossip.delegate import Delegate
+from mesh_agent.gossip.core import Core
 from mesh_agent.gossip.effects import Address, Effect, Exchange, SendPacket
-from mesh_agent.gossip.node import Node
-from mesh_agent.gossip.timers import Timers
 
 _COMPOUND_HEADER, _COMPOUND_PART = 2, 2
 _CRC = 5
@@ -22,25 +18,11 @@ Answered = Callable[[wire.StreamMessage | None, float], None]
 class Outbox:
     """One node's effects, and the broadcasts that ride on its packets."""
 
-    def __init__(
-        self,
-        config: GossipConfig,
-        name: str,
-        nodes: dict[str, Node],
-        delegate: Delegate,
-        rng: random.Random,
-        timers: Timers,
-        overhead: int,
-    ) -> None:
+    def __init__(self, core: Core, overhead: int) -> None:
         """`overhead` bytes of each datagram are lost to encryption and label."""
-        self._config = config
-        self._name = name
-        self._nodes = nodes
-        self._delegate = delegate
-        self._rng = rng
-        self._timers = timers
-        self._budget = config.packet_bytes - _COMPOUND_HEADER - _CRC - overhead
-        self.queue = Broadcasts(config.retransmit_mult, largest_bytes=self._budget - _COMPOUND_PART)
+        self._core = core
+        self._budget = core.config.packet_bytes - _COMPOUND_HEADER - _CRC - overhead
+        self.queue = Broadcasts(core.config.retransmit_mult, largest_bytes=self._budget - _COMPOUND_PART)
         self._effects: list[Effect] = []
         self._token = 0
         self._exchanges: dict[int, Answered] = {}
@@ -77,12 +59,14 @@ class Outbox:
 
     def tick(self, now: float) -> None:
         """Gossip to a few nodes; the dead are told for a while, too, so that those who are not can object."""
-        self._timers.after(now, self._config.gossip_interval_s, self.tick)
-        if not self.queue and not self._delegate.has_broadcasts():
+        self._core.timers.after(now, self._core.config.gossip_interval_s, self.tick)
+        if not self.queue and not self._core.delegate.has_broadcasts():
             return
-        fresh = now - self._config.gossip_to_dead_s
-        peers = [n for n in self._nodes.values() if n.name != self._name and (not n.gone or n.changed_at > fresh)]
-        for peer in self._rng.sample(peers, min(self._config.gossip_nodes, len(peers))):
+        fresh = now - self._core.config.gossip_to_dead_s
+        peers = [
+            n for n in self._core.nodes.values() if n.name != self._core.name and (not n.gone or n.changed_at > fresh)
+        ]
+        for peer in self._core.rng.sample(peers, min(self._core.config.gossip_nodes, len(peers))):
             parts = self._gossip(self._budget)
             if not parts:
                 return
@@ -90,9 +74,9 @@ class Outbox:
 
     def _gossip(self, budget: int) -> list[bytes]:
         """Broadcasts that fit: SWIM's own first, then those of the layer above."""
-        parts = self.queue.take(_COMPOUND_PART, budget, len(self._nodes))
+        parts = self.queue.take(_COMPOUND_PART, budget, len(self._core.nodes))
         budget -= sum(len(part) + _COMPOUND_PART for part in parts)
         if budget > _COMPOUND_PART + 1:
-            payloads = self._delegate.broadcasts(_COMPOUND_PART + 1, budget)
+            payloads = self._core.delegate.broadcasts(_COMPOUND_PART + 1, budget)
             parts += [wire.encode(wire.User(payload)) for payload in payloads]
         return parts[:_MOST_PARTS]

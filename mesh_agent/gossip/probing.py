@@ -6,20 +6,16 @@ say that the fault is ours: they, and refutations, raise the local health score 
 Sources: Das et al., "SWIM" (2002), sections 3 and 4; Dadgar et al., "Lifeguard" (2018); memberlist's timing rules.
 """
 
-import random
 from dataclasses import dataclass
 
 from mesh_agent.errors import RemoteProtocolError
 from mesh_agent.gossip import wire
-from mesh_agent.gossip.awareness import Awareness
-from mesh_agent.gossip.config import GossipConfig
-from mesh_agent.gossip.delegate import Delegate
+from mesh_agent.gossip.core import Core
 from mesh_agent.gossip.effects import Address, Noticed, SendPacket
 from mesh_agent.gossip.membership import Membership
 from mesh_agent.gossip.node import Node, State
 from mesh_agent.gossip.outbox import Outbox
 from mesh_agent.gossip.probe_round import ProbeRound
-from mesh_agent.gossip.timers import Timers
 
 _LEAST_STREAM_S = 0.1
 
@@ -48,25 +44,9 @@ class _Relay:
 class Probing:
     """One node's probes, and its answers to those of others."""
 
-    def __init__(
-        self,
-        config: GossipConfig,
-        name: str,
-        membership: Membership,
-        delegate: Delegate,
-        awareness: Awareness,
-        rng: random.Random,
-        timers: Timers,
-        outbox: Outbox,
-        probe_round: ProbeRound,
-    ) -> None:
-        self._config = config
-        self._name = name
+    def __init__(self, core: Core, membership: Membership, outbox: Outbox, probe_round: ProbeRound) -> None:
+        self._core = core
         self._membership = membership
-        self._delegate = delegate
-        self._awareness = awareness
-        self._rng = rng
-        self._timers = timers
         self._outbox = outbox
         self._round = probe_round
         self._seq = 0
@@ -88,7 +68,7 @@ class Probing:
         if target is not None:
             self._probe(target, now)
         # After the probe's own timers: a probe that ends with this interval makes room for the next one.
-        self._timers.after(now, self._config.probe_interval_s, self.tick)
+        self._core.timers.after(now, self._core.config.probe_interval_s, self.tick)
 
     def _probe(self, node: Node, now: float) -> None:
         seq = self._next_seq()
@@ -96,25 +76,27 @@ class Probing:
         self._probing = seq
         ping = self._ping(node.name, seq)
         if node.state is State.SUSPECT:
-            suspect = wire.encode(wire.Suspect(node.incarnation, node.name, self._name))
+            suspect = wire.encode(wire.Suspect(node.incarnation, node.name, self._core.name))
             self._outbox.emit(SendPacket(node.at, (ping, suspect), node.reads_crc))
         else:
             self._outbox.send(node.at, ping)
-        self._timers.after(now, self._config.probe_timeout_s, lambda at: self._probe_indirectly(seq, at))
-        self._timers.after(now, self._interval_s, lambda at: self._probe_ends(seq, at))
+        self._core.timers.after(now, self._core.config.probe_timeout_s, lambda at: self._probe_indirectly(seq, at))
+        self._core.timers.after(now, self._interval_s, lambda at: self._probe_ends(seq, at))
 
     def _probe_indirectly(self, seq: int, now: float) -> None:
         probe = self._probes.get(seq)
-        node = None if probe is None else self._membership.nodes.get(probe.node)
+        node = None if probe is None else self._core.nodes.get(probe.node)
         if probe is None or node is None:
             return
         probe.timed = False
         own = self._membership.local
         peers = [peer for peer in self._membership.alive_peers() if peer is not node]
-        for peer in self._rng.sample(peers, min(self._config.indirect_checks, len(peers))):
+        for peer in self._core.rng.sample(peers, min(self._core.config.indirect_checks, len(peers))):
             nack = peer.protocol >= 4
             probe.nacks_wanted += nack
-            ask = wire.IndirectPing(seq, node.name, node.address, node.port, nack, own.address, own.port, self._name)
+            ask = wire.IndirectPing(
+                seq, node.name, node.address, node.port, nack, own.address, own.port, self._core.name
+            )
             self._outbox.send(peer.at, wire.encode(ask))
         if node.protocol >= 3:
             left_s = max(_LEAST_STREAM_S, probe.sent_at + self._interval_s - now)
@@ -134,12 +116,12 @@ class Probing:
             self._outbox.emit(
                 Noticed(f"node {probe.node!r} answers over TCP but not over UDP: packets are lost, or UDP is blocked")
             )
-            self._awareness.apply(-1)
+            self._core.awareness.apply(-1)
             return
-        self._awareness.apply(max(0, probe.nacks_wanted - probe.nacks) if probe.nacks_wanted else 1)
-        node = self._membership.nodes.get(probe.node)
+        self._core.awareness.apply(max(0, probe.nacks_wanted - probe.nacks) if probe.nacks_wanted else 1)
+        node = self._core.nodes.get(probe.node)
         if node is not None:
-            self._membership.suspect(wire.Suspect(node.incarnation, node.name, self._name), now)
+            self._membership.suspect(wire.Suspect(node.incarnation, node.name, self._core.name), now)
 
     def on_ack(self, ack: wire.Ack, now: float) -> None:
         """A node that we pinged answers, for ourselves or for somebody else."""
@@ -150,11 +132,11 @@ class Probing:
         probe = self._end(ack.seq)
         if probe is None:
             return
-        self._awareness.apply(-1)
-        node = self._membership.nodes.get(probe.node)
+        self._core.awareness.apply(-1)
+        node = self._core.nodes.get(probe.node)
         # The direct way is timed until others are asked; after that the ack may have come through one of them.
         if node is not None and probe.timed:
-            self._delegate.ping_completed(node, now - probe.sent_at, ack.payload)
+            self._core.delegate.ping_completed(node, now - probe.sent_at, ack.payload)
 
     def on_nack(self, nack: wire.Nack) -> None:
         """Somebody who pings a node for us has not heard of it."""
@@ -164,7 +146,7 @@ class Probing:
 
     @property
     def _interval_s(self) -> float:
-        return self._awareness.scale(self._config.probe_interval_s)
+        return self._core.awareness.scale(self._core.config.probe_interval_s)
 
     def _end(self, seq: int) -> _Probe | None:
         if self._probing == seq:
@@ -177,14 +159,14 @@ class Probing:
 
     def _ping(self, node: str, seq: int) -> bytes:
         own = self._membership.local
-        return wire.encode(wire.Ping(seq, node, own.address, own.port, self._name))
+        return wire.encode(wire.Ping(seq, node, own.address, own.port, self._core.name))
 
     # probes of others
 
     def on_ping(self, ping: wire.Ping, sender: Address) -> None:
         """Somebody asks whether we are alive."""
-        if not ping.node or ping.node == self._name:
-            ack = wire.Ack(ping.seq, self._delegate.ack_payload())
+        if not ping.node or ping.node == self._core.name:
+            ack = wire.Ack(ping.seq, self._core.delegate.ack_payload())
             self._outbox.send(_origin(ping, sender), wire.encode(ack))
 
     def on_indirect_ping(self, ask: wire.IndirectPing, sender: Address, now: float) -> None:
@@ -194,7 +176,7 @@ class Probing:
         seq = self._next_seq()
         self._relays[seq] = _Relay(_origin(ask, sender), ask.seq, ask.nack)
         self._outbox.send((ask.address, ask.port), self._ping(ask.node, seq))
-        self._timers.after(now, self._config.probe_timeout_s, lambda at: self._relay_ends(seq))
+        self._core.timers.after(now, self._core.config.probe_timeout_s, lambda at: self._relay_ends(seq))
 
     def _relay_ends(self, seq: int) -> None:
         relay = self._relays.pop(seq, None)

@@ -7,18 +7,15 @@ The larger the pool, the rarer the exchanges: memberlist's scaling, once more fo
 """
 
 import math
-import random
 from collections.abc import Callable
 
 from mesh_agent.errors import RemoteProtocolError
 from mesh_agent.gossip import wire
-from mesh_agent.gossip.config import GossipConfig
-from mesh_agent.gossip.delegate import Delegate
+from mesh_agent.gossip.core import Core
 from mesh_agent.gossip.effects import Address, Noticed
 from mesh_agent.gossip.membership import Membership
 from mesh_agent.gossip.node import State
 from mesh_agent.gossip.outbox import Outbox
-from mesh_agent.gossip.timers import Timers
 
 _UNSCALED_NODES = 32
 
@@ -26,32 +23,19 @@ _UNSCALED_NODES = 32
 class StateExchange:
     """One node's push/pull."""
 
-    def __init__(
-        self,
-        config: GossipConfig,
-        name: str,
-        membership: Membership,
-        delegate: Delegate,
-        rng: random.Random,
-        timers: Timers,
-        outbox: Outbox,
-    ) -> None:
-        self._config = config
-        self._name = name
+    def __init__(self, core: Core, membership: Membership, outbox: Outbox) -> None:
+        self._core = core
         self._membership = membership
-        self._delegate = delegate
-        self._rng = rng
-        self._timers = timers
         self._outbox = outbox
 
     def tick(self, now: float) -> None:
         """Exchange with somebody."""
-        count = len(self._membership.nodes)
+        count = len(self._core.nodes)
         scale = 1 if count <= _UNSCALED_NODES else math.ceil(math.log2(count) - math.log2(_UNSCALED_NODES)) + 1
-        self._timers.after(now, self._config.push_pull_interval_s * scale, self.tick)
+        self._core.timers.after(now, self._core.config.push_pull_interval_s * scale, self.tick)
         peers = self._membership.alive_peers()
         if peers:
-            self.exchange(self._rng.choice(peers).at, join=False)
+            self.exchange(self._core.rng.choice(peers).at, join=False)
 
     def exchange(
         self, to: Address, *, join: bool, then: Callable[[str | None, float], None] = lambda error, now: None
@@ -71,15 +55,15 @@ class StateExchange:
             finally:
                 then(error, now)
 
-        self._outbox.open(to, self.state(join=join), answered, self._config.stream_timeout_s)
+        self._outbox.open(to, self.state(join=join), answered, self._core.config.stream_timeout_s)
 
     def state(self, *, join: bool) -> bytes:
         """Everything we know."""
         entries = tuple(
             wire.StateEntry(n.name, n.address, n.port, n.meta, n.incarnation, int(n.state), n.versions)
-            for n in self._membership.nodes.values()
+            for n in self._core.nodes.values()
         )
-        return wire.encode_push_pull(wire.PushPull(entries, self._delegate.local_state(join=join), join))
+        return wire.encode_push_pull(wire.PushPull(entries, self._core.delegate.local_state(join=join), join))
 
     def merge(self, remote: wire.PushPull, now: float) -> str | None:
         """Take over another node's state, all of it or (when a version or a member is not acceptable: the reason is returned) nothing."""
@@ -93,19 +77,19 @@ class StateExchange:
             elif entry.state == State.LEFT:
                 self._membership.dead(wire.Dead(entry.incarnation, entry.node, entry.node), now)
             else:
-                self._membership.suspect(wire.Suspect(entry.incarnation, entry.node, self._name), now)
+                self._membership.suspect(wire.Suspect(entry.incarnation, entry.node, self._core.name), now)
         if remote.user_state:
-            self._delegate.merge_state(remote.user_state, now)
+            self._core.delegate.merge_state(remote.user_state, now)
         return None
 
     def _unacceptable(self, remote: wire.PushPull) -> str | None:
-        versions = [node.versions for node in self._membership.nodes.values() if node.state is State.ALIVE]
+        versions = [node.versions for node in self._core.nodes.values() if node.state is State.ALIVE]
         for entry in remote.entries:
             if entry.state != State.ALIVE:
                 continue
             if len(entry.versions) != 6:
                 return f"node {entry.node!r} has {len(entry.versions)} version bytes, not 6"
-            reason = None if self._is_known(entry) else self._delegate.refuse(_alive(entry))
+            reason = None if self._is_known(entry) else self._core.delegate.refuse(_alive(entry))
             if reason is not None:
                 return f"node {entry.node!r}: {reason}"
             versions.append(entry.versions)
@@ -117,8 +101,8 @@ class StateExchange:
 
     def _is_known(self, entry: wire.StateEntry) -> bool:
         """Whether the layer above has accepted it as it is, or it is ourselves."""
-        node = self._membership.nodes.get(entry.node)
-        return entry.node == self._name or (
+        node = self._core.nodes.get(entry.node)
+        return entry.node == self._core.name or (
             node is not None and not node.gone and (*node.at, node.meta) == (entry.address, entry.port, entry.meta)
         )
 

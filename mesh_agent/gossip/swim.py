@@ -12,6 +12,7 @@ from collections.abc import Callable
 from mesh_agent.gossip import wire
 from mesh_agent.gossip.awareness import Awareness
 from mesh_agent.gossip.config import GossipConfig
+from mesh_agent.gossip.core import Core
 from mesh_agent.gossip.delegate import Delegate
 from mesh_agent.gossip.effects import Address, Effect, SendPacket
 from mesh_agent.gossip.membership import Membership
@@ -20,7 +21,6 @@ from mesh_agent.gossip.outbox import Outbox
 from mesh_agent.gossip.probe_round import ProbeRound
 from mesh_agent.gossip.probing import Probing
 from mesh_agent.gossip.state_exchange import StateExchange
-from mesh_agent.gossip.timers import Timers
 
 
 class Swim:
@@ -40,19 +40,15 @@ class Swim:
         overhead: int = 0,
     ) -> None:
         """`overhead` bytes of each datagram are lost to encryption and label."""
-        self.config = config
-        self.name = name
-        self.nodes: dict[str, Node] = {}
         self.awareness = Awareness(config.awareness_max)
+        self._core = core = Core(config, name, delegate, rng, self.awareness)
+        self.name, self.nodes = name, core.nodes
         self._own = wire.Alive(1, name, address, port, meta, versions)
-        self._delegate = delegate
-        self._rng = rng
-        self._timers = timers = Timers()
-        self._outbox = outbox = Outbox(config, name, self.nodes, delegate, rng, timers, overhead)
-        order = ProbeRound(name, self.nodes, rng)
-        self.membership = Membership(config, name, self.nodes, delegate, self.awareness, timers, outbox, order)
-        self._probing = Probing(config, name, self.membership, delegate, self.awareness, rng, timers, outbox, order)
-        self._push_pull = StateExchange(config, name, self.membership, delegate, rng, timers, outbox)
+        self._outbox = Outbox(core, overhead)
+        order = ProbeRound(core)
+        self.membership = Membership(core, self._outbox, order)
+        self._probing = Probing(core, self.membership, self._outbox, order)
+        self._push_pull = StateExchange(core, self.membership, self._outbox)
 
     # shell interface
 
@@ -60,11 +56,11 @@ class Swim:
         """Become alive and begin to probe and gossip."""
         self.membership.alive(self._own, now, bootstrap=True)
         for interval_s, tick in (
-            (self.config.probe_interval_s, self._probing.tick),
-            (self.config.gossip_interval_s, self._outbox.tick),
-            (self.config.push_pull_interval_s, self._push_pull.tick),
+            (self._core.config.probe_interval_s, self._probing.tick),
+            (self._core.config.gossip_interval_s, self._outbox.tick),
+            (self._core.config.push_pull_interval_s, self._push_pull.tick),
         ):
-            self.after(now, self._rng.random() * interval_s, tick)
+            self.after(now, self._core.rng.random() * interval_s, tick)
 
     def take(self) -> list[Effect]:
         """The effects since the last call."""
@@ -72,18 +68,18 @@ class Swim:
 
     def deadline(self) -> float | None:
         """When `wake` wants to be called."""
-        return self._timers.deadline()
+        return self._core.timers.deadline()
 
     def wake(self, now: float) -> None:
         """Do everything that is due."""
-        due = self._timers.deadline()
-        if due is not None and now - due > self.config.probe_interval_s:
+        due = self._core.timers.deadline()
+        if due is not None and now - due > self._core.config.probe_interval_s:
             self._stood_still(now - due)
-        self._timers.fire(now)
+        self._core.timers.fire(now)
 
     def _stood_still(self, late_s: float) -> None:
         """The process or the machine was stopped: the answers of the others may still wait in our sockets, so nobody's time has run out yet."""
-        self._timers.postpone(late_s)
+        self._core.timers.postpone(late_s)
         self.membership.postpone(late_s)
         self._probing.postpone(late_s)
         self.awareness.apply(1)
@@ -101,7 +97,7 @@ class Swim:
         elif isinstance(message, wire.Dead):
             self.membership.dead(message, now)
         elif isinstance(message, wire.User):
-            self._delegate.user_message(message.payload, now)
+            self._core.delegate.user_message(message.payload, now)
         elif isinstance(message, wire.IndirectPing):
             self._probing.on_indirect_ping(message, sender, now)
         else:
@@ -120,7 +116,7 @@ class Swim:
         if isinstance(request, wire.PushPull):
             return self._push_pull.merge(request, now)
         if isinstance(request, wire.User):
-            self._delegate.user_message(request.payload, now)
+            self._core.delegate.user_message(request.payload, now)
         return None
 
     def reply(self, token: int, answer: wire.StreamMessage | None, now: float) -> None:
@@ -150,7 +146,7 @@ class Swim:
 
     def after(self, now: float, delay_s: float, call: Callable[[float], None]) -> None:
         """Call `call(now)` once `delay_s` has passed."""
-        self._timers.after(now, delay_s, call)
+        self._core.timers.after(now, delay_s, call)
 
     def exchange(
         self, to: Address, *, join: bool, then: Callable[[str | None, float], None] = lambda error, now: None
