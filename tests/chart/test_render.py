@@ -16,7 +16,7 @@ from mesh_agent.injector.server import NAMESPACE_PATH, POD_PATH
 from mesh_agent.injector.settings import InjectorSettings
 from tests.support.charts import CASES, CHART, Rendered, case, helm, pods, program, render
 
-HERE = Path(__file__).parent
+GOLDEN = Path(__file__).parents[1] / "golden" / "chart"
 BUILTIN = Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema"
 HA = CHART / "values-ha.yaml"
 NEVER = {"kube-system", "kube-public", "kube-node-lease", "mesh-system", "kube-flannel", "calico-system", "cilium"}
@@ -91,7 +91,7 @@ def _closed(schema: Any) -> Any:
 
 
 def test_the_defaults_are_as_reviewed(default: Rendered, golden: Callable[[Path, str], None]) -> None:
-    golden(HERE / "default.expected.yaml", default.text)
+    golden(GOLDEN / "default.expected.yaml", default.text)
 
 
 TYPOS = [
