@@ -15,6 +15,7 @@ import pytest
 from conftest import Cluster, Datacenters, measured, until
 from workloads import NAMESPACE, intentions, job, namespace, service
 
+pytestmark = pytest.mark.timeout(600)
 SHOP = "spiffe://mesh.internal/ns/default/dc/dc1/svc/shop"
 STOCK = "spiffe://mesh.internal/ns/default/dc/dc2/svc/stock"
 WEB = "spiffe://mesh.internal/ns/default/dc/dc1/svc/web"
@@ -154,7 +155,6 @@ def test_a_pod_cannot_get_an_identity_with_another_token(dc1: Cluster) -> None:
 # change and loss
 
 
-@pytest.mark.timeout(600)
 def test_no_plaintext_leaves_while_pods_start_and_stop(
     mesh: Datacenters, dc1: Cluster, image: str, tmp_path: Path
 ) -> None:
@@ -247,7 +247,6 @@ def test_an_agent_that_restarts_loses_no_request(mesh: Datacenters, dc1: Cluster
     measured(f"agent of the node restarted: {result['good']} requests of its pod, none failed")
 
 
-@pytest.mark.timeout(400)
 def test_scaling_is_followed_by_names_endpoints_and_catalog(mesh: Datacenters, dc1: Cluster, dc2: Cluster) -> None:
     def ready() -> int:
         return int(dc2.get("deployment", "-n", NAMESPACE, "stock")["status"].get("readyReplicas", 0))
@@ -268,7 +267,6 @@ def test_scaling_is_followed_by_names_endpoints_and_catalog(mesh: Datacenters, d
         measured(f"while scaling to {count}: {result['good']} requests from the other datacenter, none failed")
 
 
-@pytest.mark.timeout(400)
 def test_without_an_injector_the_system_goes_on_and_nothing_starts_outside_the_mesh(dc1: Cluster) -> None:
     injector = dc1.get("deployments", "-n", "mesh-system", "-l", "app.kubernetes.io/component=injector")["items"][0][
         "metadata"
@@ -295,7 +293,6 @@ def test_without_an_injector_the_system_goes_on_and_nothing_starts_outside_the_m
         dc1.kubectl("-n", "mesh-system", "rollout", "status", f"deployment/{injector}", "--timeout=120s")
 
 
-@pytest.mark.timeout(400)
 def test_a_cut_wan_leaves_pods_of_both_datacenters_alive(
     mesh: Datacenters, dc1: Cluster, dc2: Cluster, wan: Any
 ) -> None:
@@ -318,7 +315,6 @@ def _helm(cluster: Cluster, *arguments: str) -> str:
     return cluster.control_plane.ok(helm + " %s" * len(arguments), *arguments)
 
 
-@pytest.mark.timeout(600)
 def test_the_chart_is_upgraded_and_rolled_back_under_load(dc1: Cluster) -> None:
     with _load(dc1, "shop", STOCK_URL) as result:
         _helm(
@@ -336,12 +332,10 @@ def test_the_chart_is_upgraded_and_rolled_back_under_load(dc1: Cluster) -> None:
     measured(f"helm upgrade and rollback: {result['good']} requests, none failed")
 
 
-@pytest.mark.timeout(400)
 def test_the_charts_own_tests_pass(dc2: Cluster) -> None:
     assert "Phase:          Succeeded" in _helm(dc2, "test", "mesh", "--timeout=240s")
 
 
-@pytest.mark.timeout(400)
 def test_the_chart_leaves_nothing_but_its_definitions(dc1: Cluster, image: str) -> None:
     """Last: afterwards there is no chart in dc1."""
     dc1.kubectl("delete", "namespace", NAMESPACE, "--timeout=180s")

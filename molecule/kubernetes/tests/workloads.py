@@ -87,7 +87,12 @@ def intentions(destination: str, **sources: str) -> Manifest:
 
 def _pod(account: str, container: Manifest, node: str) -> Manifest:
     volumes = [{"name": "programs", "configMap": {"name": "programs"}}]
-    spec: Manifest = {"serviceAccountName": account, "containers": [container], "volumes": volumes}
+    spec: Manifest = {
+        "serviceAccountName": account,
+        "securityContext": {"runAsUser": 1000, "runAsGroup": 1000},
+        "containers": [container],
+        "volumes": volumes,
+    }
     return spec | ({"nodeSelector": {"kubernetes.io/hostname": node}} if node else {})
 
 
