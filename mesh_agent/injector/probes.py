@@ -89,7 +89,8 @@ def port_number(port: Any, container: Container) -> int:  # what the manifest sa
 
 
 def declared_ports(containers: list[Container]) -> Iterator[tuple[str, int]]:
-    """(container, port) of every port that containers declare."""
+    """(container, port) of every TCP port that containers declare; others are not captured."""
     for container in containers:
         for port in container.get("ports") or ():
-            yield container["name"], int(port["containerPort"])
+            if port.get("protocol", "TCP") == "TCP":
+                yield container["name"], int(port["containerPort"])

@@ -74,6 +74,10 @@ def test_a_user_of_its_own_is_no_reason_to_refuse() -> None:
     assert patch(found, SETTINGS)
 
 
+def test_ports_of_other_protocols_are_nobody_s_affair() -> None:
+    assert patch(pod(containers=container(ports=[{"containerPort": 20000, "protocol": "UDP"}])), SETTINGS)
+
+
 def test_the_patch_leaves_what_it_was_given_alone() -> None:
     found = pod(containers=container(livenessProbe={"tcpSocket": {"port": 8080}}))
     before = copy.deepcopy(found)
