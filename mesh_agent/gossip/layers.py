@@ -121,7 +121,7 @@ class Codec:
             return None
         block = self._strip_label(received)
         if self.keyring is not None:
-            opened = self._open_stream(block)
+            opened = self._open_stream(self.keyring, block)
             if opened is None:
                 return None
             block = opened
@@ -141,7 +141,7 @@ class Codec:
             return len(received) + 1
         return at + 5 + int(struct.unpack_from(">I", received, at + 1)[0])
 
-    def _open_stream(self, block: bytes) -> bytes | None:
+    def _open_stream(self, keyring: Keyring, block: bytes) -> bytes | None:
         if block[0] != ENCRYPT:
             raise RemoteProtocolError("the peer does not encrypt and this pool does")
         if len(block) < 5:
@@ -151,8 +151,7 @@ class Codec:
             raise RemoteProtocolError(f"encrypted message of {length} bytes")
         if len(block) < 5 + length:
             return None
-        assert self.keyring is not None
-        return self.keyring.decrypt(block[5 : 5 + length], block[:5] + self._label)
+        return keyring.decrypt(block[5 : 5 + length], block[:5] + self._label)
 
 
 @dataclass(slots=True)

@@ -16,7 +16,6 @@ from mesh_agent.gossip.config import GossipConfig
 from mesh_agent.gossip.effects import KeyringChanged, Noticed, Query, QueryResponse, UserEvent
 from mesh_agent.gossip.keyring import Keyring
 from mesh_agent.gossip.lamport import LamportClock, SeenRing
-from mesh_agent.gossip.node import State
 from mesh_agent.gossip.swim import Swim
 
 INTERNAL = "_serf_"
@@ -174,13 +173,8 @@ class Messenger:
             self._relay(query, encoded)
 
     def _relay(self, query: Query, encoded: bytes) -> None:
-        via = [
-            node
-            for node in self._swim.nodes.values()
-            if node.state is State.ALIVE
-            and node.name not in (self._swim.name, query.source)
-            and node.versions[4] >= _RELAY_DELEGATE
-        ]
+        peers = self._swim.membership.alive_peers()
+        via = [peer for peer in peers if peer.name != query.source and peer.versions[4] >= _RELAY_DELEGATE]
         relay = wire.encode(wire.Relay(*query.reply_to, query.source, encoded))
         for node in self._rng.sample(via, min(query.relay, len(via))):
             self._swim.tell(node, relay)

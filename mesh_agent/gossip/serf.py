@@ -8,7 +8,7 @@ and forgotten in the end. Source: serf's documentation and wire captures.
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from mesh_agent.errors import InvalidRequest, NotFound, RemoteProtocolError
@@ -16,6 +16,7 @@ from mesh_agent.gossip import serf_wire as wire
 from mesh_agent.gossip.broadcasts import Broadcasts
 from mesh_agent.gossip.config import GossipConfig
 from mesh_agent.gossip.coordinate import Vivaldi, decode_payload, encode_payload
+from mesh_agent.gossip.early_intents import EarlyIntents, Intent
 from mesh_agent.gossip.effects import (
     Address,
     Departed,
@@ -30,13 +31,11 @@ from mesh_agent.gossip.effects import (
 from mesh_agent.gossip.keyring import Keyring
 from mesh_agent.gossip.lamport import LamportClock
 from mesh_agent.gossip.member import Member, MemberStatus
+from mesh_agent.gossip.membership import MAX_META
 from mesh_agent.gossip.messenger import Messenger
 from mesh_agent.gossip.node import Node, State
 from mesh_agent.gossip.swim import Swim
 from mesh_agent.gossip.wire import Alive
-
-_MAX_TAGS = 512
-_MAX_INTENTS = 8192
 
 
 class Stage(Enum):
@@ -60,15 +59,6 @@ class _Known:
     def gone(self) -> bool:
         """Whether SWIM has it dead or left."""
         return self.member.status in (MemberStatus.FAILED, MemberStatus.LEFT)
-
-
-@dataclass(frozen=True, slots=True)
-class _Intent:
-    """An intent of a member that is not known yet."""
-
-    leaves: bool
-    lamport: int
-    heard_at: float
 
 
 class Serf:
@@ -96,7 +86,7 @@ class Serf:
         self._accept = accept
         self._rng = rng
         self._known: dict[str, _Known] = {}
-        self._intents: dict[str, _Intent] = {}
+        self._early = EarlyIntents()
         self._joining = 0
         self.swim = Swim(config, name, address, port, self, rng, meta=_meta(tags), overhead=overhead)
         self._queue = Broadcasts(config.retransmit_mult, largest_bytes=self.swim.largest_payload_bytes)
@@ -182,7 +172,7 @@ class Serf:
         """SWIM has it alive."""
         known = self._known.setdefault(node.name, _Known(_member(node, MemberStatus.ALIVE)))
         status = MemberStatus.ALIVE
-        intent = self._intents.pop(node.name, None)
+        intent = self._early.take(node.name)
         if intent is not None and intent.lamport > known.status_lamport:
             known.status_lamport = intent.lamport
             status = MemberStatus.LEAVING if intent.leaves else MemberStatus.ALIVE
@@ -294,7 +284,7 @@ class Serf:
         self.clock.witness(intent.lamport)
         known = self._known.get(intent.node)
         if known is None:
-            return self._remember(intent.node, _Intent(True, intent.lamport, now))
+            return self._early.add(intent.node, Intent(True, intent.lamport, now))
         if intent.lamport <= known.status_lamport:
             return False
         if intent.node == self.swim.name and self.stage is Stage.ALIVE:
@@ -318,21 +308,12 @@ class Serf:
         self.clock.witness(intent.lamport)
         known = self._known.get(intent.node)
         if known is None:
-            return self._remember(intent.node, _Intent(False, intent.lamport, now))
+            return self._early.add(intent.node, Intent(False, intent.lamport, now))
         if intent.lamport <= known.status_lamport:
             return False
         known.status_lamport, known.prune = intent.lamport, False
         if known.member.status is MemberStatus.LEAVING and intent.node != self.swim.name:
             self._become(known, MemberStatus.ALIVE)
-        return True
-
-    def _remember(self, name: str, intent: _Intent) -> bool:
-        before = self._intents.get(name)
-        if before is not None and before.lamport >= intent.lamport:
-            return False
-        if before is None and len(self._intents) >= _MAX_INTENTS:
-            return False
-        self._intents[name] = intent
         return True
 
     def _broadcast_intent(self, intent: wire.Leave | wire.Join) -> None:
@@ -341,8 +322,7 @@ class Serf:
         self._queue.queue("", wire.encode(intent))
 
     def _become(self, known: _Known, status: MemberStatus) -> None:
-        m = known.member
-        known.member = Member(m.name, m.address, m.port, m.tags, status, m.versions)
+        known.member = replace(known.member, status=status)
 
     # leaving: the intent goes out, then SWIM's goodbye, then a moment for it to spread
 
@@ -381,8 +361,7 @@ class Serf:
             limit_s = keep_s.get(known.member.status)
             if limit_s is not None and now - known.gone_at > limit_s and known.member.name != self.swim.name:
                 self._prune(known)
-        old = now - self.config.recent_intent_s
-        self._intents = {name: intent for name, intent in self._intents.items() if intent.heard_at > old}
+        self._early.forget_before(now - self.config.recent_intent_s)
 
     def _prune(self, known: _Known) -> None:
         name = known.member.name
@@ -416,8 +395,8 @@ def _member(node: Node, status: MemberStatus) -> Member:
 
 def _meta(tags: dict[str, str]) -> bytes:
     meta = wire.encode_tags(tags)
-    if len(meta) > _MAX_TAGS:
+    if len(meta) > MAX_META:
         raise InvalidRequest(
-            f"encoded tags are {len(meta)} bytes long; {_MAX_TAGS} is the limit: shorten or remove some"
+            f"encoded tags are {len(meta)} bytes long; {MAX_META} is the limit: shorten or remove some"
         )
     return meta
