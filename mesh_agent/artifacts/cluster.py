@@ -12,8 +12,10 @@ from mesh_agent.errors import ConfigError
 
 CONTROL_PLANE = ("kube-apiserver", "kube-controller-manager", "kube-scheduler")
 PACKET_FILTERS = ("usr/sbin/nft", "usr/sbin/conntrack")  # what kube-proxy calls in nftables mode
+PROTOCOLS = b"icmp 1 ICMP\ntcp 6 TCP\nudp 17 UDP\nipv6-icmp 58 IPv6-ICMP\nsctp 132 SCTP\n"
+"""/etc/protocols. Without it nft lists protocols by number, kube-proxy does not know its own rules again and deletes them at its next full synchronisation."""
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_LAYER_FORMAT, _IMAGE_FORMAT = "1", "2"  # raise one when the code makes another thing of the same inputs
+_LAYER_FORMAT, _IMAGE_FORMAT = "1", "3"  # raise one when the code makes another thing of the same inputs
 
 
 def by_name(listed: str) -> dict[str, str]:
@@ -62,8 +64,10 @@ def _config(name: str, version: str, **more: object) -> dict[str, object]:
 
 
 def _filters(root: Path, tree: Path) -> Layer:
-    entries = list(userland.with_libraries(tree, PACKET_FILTERS))
-    contents = (entry.content.read_bytes() for entry in entries if isinstance(entry.content, Path))
+    entries = [*userland.with_libraries(tree, PACKET_FILTERS), Entry("etc/protocols", PROTOCOLS, mode=0o644)]
+    contents = (
+        entry.content.read_bytes() if isinstance(entry.content, Path) else entry.content or b"" for entry in entries
+    )
     key = layout.fingerprint([_LAYER_FORMAT, *(f"{entry.name} {entry.link}" for entry in entries), *contents])
     return cached_layer(root, "nft", key, entries)
 

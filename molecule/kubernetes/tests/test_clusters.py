@@ -1,5 +1,6 @@
 """Two clusters inside the mesh: nodes, names from pods, routes, crashes, a cut WAN, a node that comes and goes."""
 
+import json
 import os
 import re
 import subprocess
@@ -16,6 +17,7 @@ RESOLVE = (
 )
 FETCH = "import sys,urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=5).status)"
 SERVE = "exec python3 -m http.server 8000"
+SYNCHRONISED = "curl -s http://127.0.0.1:10249/metrics | grep -qE '^kubeproxy_sync_full_proxy_rules_duration_seconds_count.*IPv4.* [1-9]'"
 PKI = "find /etc/kubernetes/pki /etc/kubernetes/*.conf -type f -exec sha256sum {} + | sort"
 
 
@@ -47,8 +49,23 @@ def test_every_node_is_ready(dc1: Cluster, dc2: Cluster) -> None:
 def test_every_pod_of_the_system_is_ready(dc1: Cluster, dc2: Cluster) -> None:
     for cluster in (dc1, dc2):
         cluster.kubectl("wait", "pod", "-n", "kube-system", "--all", "--for=condition=Ready", "--timeout=120s")
-        coredns = cluster.get("pods", "-n", "kube-system", "-l", "k8s-app=kube-dns")["items"]
-        assert [pod["status"]["containerStatuses"][0]["restartCount"] for pod in coredns] == [0, 0]
+
+
+def test_services_survive_a_full_synchronisation_of_kube_proxy(dc2: Cluster) -> None:
+    """It makes one each time it starts, and each hour."""
+
+    def led() -> set[str]:
+        rules = json.loads(dc2.control_plane.ok("nft --json list map ip kube-proxy service-ips"))["nftables"]
+        elements = next(each["map"] for each in rules if "map" in each).get("elem", [])
+        return {str(element[0]) for element in elements}
+
+    before = led()
+    assert before
+    for _ in range(2):
+        dc2.kubectl("-n", "kube-system", "rollout", "restart", "daemonset/kube-proxy")
+        dc2.kubectl("-n", "kube-system", "rollout", "status", "daemonset/kube-proxy", "--timeout=60s")
+        until(lambda: dc2.control_plane.run(SYNCHRONISED)[0] == 0, "rules are written")
+        assert led() == before
 
 
 def test_nodes_are_members_of_the_mesh(mesh: Datacenters) -> None:
