@@ -114,7 +114,7 @@ def test_the_agents_account_may_read_pods_and_little_else(dc1: Cluster) -> None:
 
 def test_the_token_is_for_the_agent_alone(mesh: Datacenters) -> None:
     for name in ("dc1-k1", "dc1-k2", "dc2-k1"):
-        assert mesh[name].ok("stat -c '%%U:%%G %%a' /etc/mesh/kubernetes/token").strip() == "root:mesh 640"
+        assert mesh[name].ok("stat -c '%U:%G %a' /etc/mesh/kubernetes/token").strip() == "root:mesh 640"
         assert mesh[name].run("su -s /bin/sh nobody -c 'cat /etc/mesh/kubernetes/token'")[0] != 0
 
 
