@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import Cluster, Datacenters, Node, measured, until
 
+pytestmark = pytest.mark.timeout(600)
 API, WEB = "10.2.0.12", "10.1.0.12"
 RESOLVE = (
     "import socket,sys; print(*sorted({each[4][0] for each in socket.getaddrinfo(sys.argv[1], 1, socket.AF_INET)}))"
