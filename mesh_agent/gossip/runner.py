@@ -97,7 +97,7 @@ class Pool:
     # life
 
     async def start(self) -> int:
-        """Bind and become alive; the port. OSError if it is taken."""
+        """Bind and become alive; the port. MeshError if it is taken."""
         port = await self._sockets.bind(self._bind, self._port)
         overhead = (OVERHEAD if self.keyring else 0) + (2 + len(self._label) if self._label else 0)
         self._serf = Serf(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mesh_agent.clock import Clock
-from mesh_agent.errors import RemoteProtocolError
+from mesh_agent.errors import MeshError, RemoteProtocolError
 from mesh_agent.gossip.client import exchange, read_message
 from mesh_agent.gossip.effects import Address, Exchange, SendPacket
 from mesh_agent.gossip.layers import Codec
@@ -46,7 +46,14 @@ class Sockets:
         self._streams = 0
 
     async def bind(self, address: str, port: int) -> int:
-        """The port: with 0 any that is free for both UDP and TCP. OSError if it is taken."""
+        """The port: with 0 any that is free for both UDP and TCP. MeshError with the reason if it cannot be had."""
+        try:
+            return await self._bind(address, port)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise MeshError(f"gossip cannot use {address} port {port}: {reason}; is another agent running?") from error
+
+    async def _bind(self, address: str, port: int) -> int:
         loop = asyncio.get_running_loop()
         for _ in range(_PORT_TRIES):
             self._tcp = await asyncio.start_server(self._on_connection, address, port, backlog=_STREAMS)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from mesh_agent.clock import SystemClock
-from mesh_agent.errors import JoinFailed
+from mesh_agent.errors import JoinFailed, MeshError
 from mesh_agent.gossip import Event, GossipConfig, Keyring, MemberStatus, UserEvent, layers, wire
 from mesh_agent.gossip.runner import Pool
 from tests.support.agents import until
@@ -22,7 +22,9 @@ CONFIG = replace(GossipConfig.local(), stream_timeout_s=2.0)
 class Node:
     """A pool and what it told."""
 
-    def __init__(self, name: str, *, keys: tuple[bytes, ...] = (KEY,), config: GossipConfig = CONFIG) -> None:
+    def __init__(
+        self, name: str, *, keys: tuple[bytes, ...] = (KEY,), config: GossipConfig = CONFIG, port: int = 0
+    ) -> None:
         self.events: list[Event] = []
         self.kept: list[list[str]] = []
         self.full_disk = False
@@ -30,7 +32,7 @@ class Node:
             config,
             name,
             bind="127.0.0.1",
-            port=0,
+            port=port,
             advertise="127.0.0.1",
             tags={"role": "node"},
             keyring=Keyring(keys) if keys else None,
@@ -174,3 +176,10 @@ def _is_free(port: int) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind(("127.0.0.1", port))
     return True
+
+
+async def test_a_taken_port_is_named() -> None:
+    first = Node("first")
+    async with running(first):
+        with pytest.raises(MeshError, match=f"127.0.0.1 port {first.port}: .*another agent running"):
+            await Node("second", port=first.port).pool.start()
