@@ -22,6 +22,26 @@ from mesh_agent.lab.spec import read
 CALLER, CALLED, URL = "dc1-c1", "api.service.dc2.mesh", "http://127.0.0.1:9191/"
 INTENTION = "http://127.0.0.1:8500/v1/connect/intentions/exact?source=web&destination=api"
 WEB = "spiffe://mesh.internal/ns/default/dc/dc1/svc/web"
+SHOP = "spiffe://mesh.internal/ns/default/dc/dc1/svc/shop"
+CONTROL_PLANE = "dc1-k1"
+POD = """
+apiVersion: v1
+kind: Namespace
+metadata: {name: demo, labels: {mesh.openmesh.io/inject: enabled, pod-security.kubernetes.io/enforce: privileged}}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: shop, namespace: demo}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: shop, namespace: demo}
+spec:
+  serviceAccountName: shop
+  securityContext: {runAsUser: 1000, runAsGroup: 1000}
+  containers:
+    - {name: main, image: "IMAGE", imagePullPolicy: IfNotPresent, command: [python3, -m, http.server, "8080"], ports: [{containerPort: 8080}]}
+"""
 DEADLINE_S = 60.0
 STATUS = {1: "[green]alive[/]", 2: "leaving", 3: "left", 4: "[red]failed[/]"}
 
@@ -34,10 +54,14 @@ class Proof:
         self._console = Console(highlight=False, soft_wrap=True)
         self.failed = 0
 
-    def run(self, host: str, *command: str) -> str:
+    def run(self, host: str, *command: str, given: str = "") -> str:
         """Output of a command in a host, whatever its exit code."""
         line = [*self._lab.enter(host), *command]
-        return subprocess.run(line, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL).stdout
+        return subprocess.run(line, capture_output=True, text=True, check=False, input=given).stdout
+
+    def has(self, host: str) -> bool:
+        """Whether the lab has a host of this name."""
+        return any(each.name == host for each in self._lab.spec.hosts)
 
     def await_that(self, what: str, ask: Callable[[], str], good: Callable[[str], bool]) -> None:
         """Ask until the answer is good or time is up; print the last answer."""
@@ -104,8 +128,30 @@ def prove(proof: Proof) -> None:
     plain = ("curl", "-s", "-m", "5", "-o", "/dev/null", "-w", "%{http_code}", "http://10.2.0.12:21000/")
     proof.await_that(
         "a stranger without a certificate is refused by the sidecar of api: status (000 is a closed connection)",
-        lambda: proof.run("dc1-c2" if "dc1-c2" in {h.name for h in proof._lab.spec.hosts} else "dc1-s1", *plain),
+        lambda: proof.run("dc1-c2" if proof.has("dc1-c2") else "dc1-s1", *plain),
         lambda answer: answer == "000",
+    )
+
+
+def prove_pods(proof: Proof) -> None:
+    """A pod of one datacenter calls a plain host of the other, through its sidecar."""
+    nodes = ("kubectl", "get", "nodes", "--no-headers")
+    for host in (CONTROL_PLANE, "dc2-k1"):
+        proof.await_that(
+            f"nodes of the cluster, as {host} sees them",
+            lambda h=host: proof.run(h, *nodes),
+            lambda answer: bool(answer) and " NotReady " not in answer,
+        )
+    image = proof.run(CONTROL_PLANE, "head", "-1", "/srv/artifacts/mesh/IMAGES").strip()
+    proof.run(CONTROL_PLANE, "kubectl", "apply", "-f", "-", given=POD.replace("IMAGE", image))
+    allow = INTENTION.replace("source=web", "source=shop")
+    proof.run(CALLER, "curl", "-s", "-m", "5", "-X", "PUT", "-d", '{"Action": "allow"}', allow)
+    ask = f"import urllib.request; print(urllib.request.urlopen('http://{CALLED}:9090/', timeout=5).read().decode())"
+    call = ("kubectl", "-n", "demo", "exec", "shop", "-c", "main", "--", "python3", "-c", ask)
+    proof.await_that(
+        f"a pod of dc1 calls http://{CALLED}:9090/ on a plain host of dc2; api saw this identity",
+        lambda: proof.run(CONTROL_PLANE, *call),
+        lambda answer: SHOP in answer,
     )
 
 
@@ -116,6 +162,8 @@ def main() -> int:
     options = parser.parse_args()
     proof = Proof(Lab(os.environ.get("MESH_LAB_NAME", "lab"), read(options.inventory), lambda text: None))
     prove(proof)
+    if proof.has(CONTROL_PLANE):
+        prove_pods(proof)
     return 1 if proof.failed else 0
 
 
