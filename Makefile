@@ -39,6 +39,6 @@ molecule: wheelhouse ## two datacenters of real hosts, everything that a sceptic
 	@trap 'MESH_LAB_NAME=molecule mesh lab down' EXIT; molecule test -s multi_dc
 kubernetes: artifacts ## two datacenters with a cluster in each
 	@trap 'MESH_LAB_NAME=molk8s mesh lab down' EXIT; molecule test -s kubernetes
-test: check unit molecule kubernetes ## everything
+test: check unit molecule ## everything but the scenario with clusters, which is `make kubernetes`
 bench: setup ## measure DNS, HTTP, gossip and xDS, each beside a peer or a limit
 	@for each in dns http gossip xds idle; do python -m benchmarks.$$each || exit; done
