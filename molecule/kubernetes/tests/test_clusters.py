@@ -180,6 +180,7 @@ def _playbook(name: str, *more: str) -> dict[str, int]:
     done = subprocess.run(
         ["ansible-playbook", *inventories, f"playbooks/{name}", *more],
         cwd=top,
+        env=os.environ | {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0"},
         capture_output=True,
         text=True,
         check=False,
