@@ -18,10 +18,12 @@ async def exit_codes(directory: Path) -> set[int]:
     async with Town(directory) as town:
         import grpc  # only now: it is the server that must import it first
 
+        ended = False
+
         async def proxies() -> None:
-            """Proxies that nobody knows: each connects, is turned away, and goes."""
+            """Proxies that nobody knows: each connects, is turned away, and goes. Told to end, not cancelled: gRPC can swallow that."""
             options = [("grpc.use_local_subchannel_pool", 1)]
-            while True:
+            while not ended:
                 async with grpc.aio.insecure_channel(f"unix:{town.ads_socket}", options=options) as channel:
                     call = channel.stream_stream(METHOD)()
                     with contextlib.suppress(grpc.aio.AioRpcError):
@@ -36,9 +38,8 @@ async def exit_codes(directory: Path) -> set[int]:
         codes: set[int] = set()
         for _ in range(CHILDREN // AT_ONCE):
             codes.update(await asyncio.gather(*(child() for _ in range(AT_ONCE))))
-        for task in coming:
-            task.cancel()
-        await asyncio.gather(*coming, return_exceptions=True)
+        ended = True
+        await asyncio.gather(*coming)
         return codes
 
 
