@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help packages setup envoy wheelhouse up down check programs unit molecule test bench
+.PHONY: help packages setup envoy wheelhouse up down check programs unit molecule kubernetes upgrade test bench
 export DEBIAN_FRONTEND := noninteractive
 PACKAGES := debootstrap systemd-container iproute2 nftables apt-utils procps serf bind9-dnsutils python3-venv git dnsperf wrk tcpdump
 ENVOY_VERSION := 1.40.0
@@ -39,6 +39,9 @@ molecule: wheelhouse ## two datacenters of real hosts, everything that a sceptic
 	@trap 'MESH_LAB_NAME=molecule mesh lab down' EXIT; molecule test -s multi_dc
 kubernetes: artifacts ## two datacenters with a cluster in each
 	@trap 'MESH_LAB_NAME=molk8s mesh lab down' EXIT; molecule test -s kubernetes
+upgrade: artifacts ## clusters of three control planes: from 1.36 to 1.37 under load, one dies, one is replaced, one cluster is given up
+	@mesh artifacts build kubernetes --kubernetes 1.36.3
+	@trap 'MESH_LAB_NAME=molha mesh lab down' EXIT; molecule test -s upgrade
 test: check unit molecule ## everything but the scenario with clusters, which is `make kubernetes`
 bench: setup ## measure DNS, HTTP, gossip and xDS, each beside a peer or a limit
 	@for each in dns http gossip xds idle; do python -m benchmarks.$$each || exit; done

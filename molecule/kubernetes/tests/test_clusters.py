@@ -1,15 +1,12 @@
 """Two clusters inside the mesh: nodes, names from pods, routes, crashes, a cut WAN, a node that comes and goes."""
 
 import json
-import os
-import re
-import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from conftest import Cluster, Datacenters, Node, measured, until
+from clusters import Cluster, playbook
+from support import Datacenters, Node, measured, until
 
 pytestmark = pytest.mark.timeout(600)
 API, WEB = "10.2.0.12", "10.1.0.12"
@@ -19,13 +16,8 @@ RESOLVE = (
 FETCH = "import sys,urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=5).status)"
 SERVE = "exec python3 -m http.server 8000"
 SYNCHRONISED = "curl -s http://127.0.0.1:10249/metrics | grep -qE '^kubeproxy_sync_full_proxy_rules_duration_seconds_count.*IPv4.* [1-9]'"
+INVENTORIES = ("--inventory=inventory/lab-kubernetes", "--inventory=inventory/lab-kubernetes-spare.yml")
 PKI = "find /etc/kubernetes/pki /etc/kubernetes/*.conf -type f -exec sha256sum {} + | sort"
-
-
-@pytest.fixture(scope="session")
-def image(mesh: Datacenters) -> str:
-    """An image that every node has: that of the mesh."""
-    return mesh["dc1-k1"].ok("head -1 /srv/artifacts/mesh/IMAGES").strip()
 
 
 @pytest.fixture(scope="module")
@@ -173,25 +165,6 @@ def test_a_crashed_node_comes_back_with_its_pods(mesh: Datacenters, dc1: Cluster
 # a node comes and goes
 
 
-def _playbook(name: str, *more: str) -> dict[str, int]:
-    """Run a playbook; how many changes each host saw."""
-    top = Path(os.environ["MESH_PROJECT"])
-    inventories = ["-i", "inventory/lab-kubernetes", "-i", "inventory/lab-kubernetes-spare.yml"]
-    done = subprocess.run(
-        ["ansible-playbook", *inventories, f"playbooks/{name}", *more],
-        cwd=top,
-        env=os.environ | {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    return {
-        host: int(changed)
-        for host, changed in re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", done.stdout, re.MULTILINE)
-    }
-
-
 def test_a_new_node_becomes_a_full_member_of_mesh_and_cluster(
     mesh: Datacenters, dc1: Cluster, dc2: Cluster, image: str, pods: dict[str, str]
 ) -> None:
@@ -199,7 +172,7 @@ def test_a_new_node_becomes_a_full_member_of_mesh_and_cluster(
     etcd = dc1.get("pods", "-n", "kube-system", "-l", "component=etcd")["items"][0]["status"]["containerStatuses"]
     mesh.lab.up(["dc1-k3"])
     started = time.monotonic()
-    changes = _playbook("add_node.yml", "--limit", "dc1-k3")
+    changes = playbook("add_node.yml", *INVENTORIES, "--limit=dc1-k3")
     measured(f"add a node by playbook: {time.monotonic() - started:.0f} s")
     assert set(changes) == {"dc1-k3"}
     assert dc1.ready() == {"dc1-k1": True, "dc1-k2": True, "dc1-k3": True}
@@ -214,11 +187,11 @@ def test_a_new_node_becomes_a_full_member_of_mesh_and_cluster(
         assert _resolve(dc1, "newcomer", "api.service.dc2.mesh") == API
         for cluster, pod in ((dc1, "here"), (dc2, "there")):
             assert cluster.in_pod(pod, "python3", "-c", FETCH, f"http://{address}:8000/").strip() == "200"
-    assert _playbook("add_node.yml", "--limit", "dc1-k3") == {"dc1-k3": 0}, "a second run changes nothing"
+    assert playbook("add_node.yml", *INVENTORIES, "--limit=dc1-k3") == {"dc1-k3": 0}, "a second run changes nothing"
 
 
 def test_a_node_that_is_removed_leaves_nothing(mesh: Datacenters, dc1: Cluster) -> None:
-    _playbook("remove_node.yml", "--limit", "dc1-k3")
+    playbook("remove_node.yml", *INVENTORIES, "--limit=dc1-k3")
     assert dc1.ready() == {"dc1-k1": True, "dc1-k2": True}
 
     def left() -> bool:

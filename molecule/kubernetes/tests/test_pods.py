@@ -4,7 +4,6 @@ import json
 import re
 import secrets
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,24 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cluster, Datacenters, measured, until
+from clusters import Cluster, ask, execute, load, pod_of, refused
+from support import Datacenters, measured, until
 from workloads import NAMESPACE, intentions, job, namespace, service
 
 pytestmark = pytest.mark.timeout(600)
 SHOP = "spiffe://mesh.internal/ns/default/dc/dc1/svc/shop"
 STOCK = "spiffe://mesh.internal/ns/default/dc/dc2/svc/stock"
 WEB = "spiffe://mesh.internal/ns/default/dc/dc1/svc/web"
-ASK = "import sys,urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=5).read().decode())"
 STOCK_URL, API_URL, SHOP_URL = (
     "http://stock.service.dc2.mesh:8080/",
     "http://api.service.dc2.mesh:9090/",
     "http://shop.service.dc1.mesh:8080/",
 )
-
-
-@pytest.fixture(scope="session")
-def image(mesh: Datacenters) -> str:
-    return mesh["dc1-k1"].ok("head -1 /srv/artifacts/mesh/IMAGES").strip()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,61 +39,17 @@ def workloads(mesh: Datacenters, dc1: Cluster, dc2: Cluster, image: str) -> Iter
         cluster.kubectl("delete", "namespace", NAMESPACE, "--timeout=180s")
 
 
-def _pod(cluster: Cluster, app: str) -> str:
-    """Name of a running pod of an app."""
-    found = cluster.get("pods", "-n", NAMESPACE, "-l", f"app={app}", "--field-selector=status.phase=Running")["items"]
-    alive = [each["metadata"]["name"] for each in found if "deletionTimestamp" not in each["metadata"]]
-    assert alive, f"no pod of {app} runs"
-    return str(alive[0])
-
-
-def _exec(cluster: Cluster, app: str, *command: str) -> tuple[int, str]:
-    line = ("kubectl", "-n", NAMESPACE, "exec", _pod(cluster, app), "-c", "main", "--", *command)
-    done = cluster.control_plane.host.run("%s " * len(line) + "2>&1", *line)
-    return done.rc, done.stdout
-
-
-def _ask(cluster: Cluster, app: str, url: str) -> dict[str, Any]:
-    """What a pod gets from a URL; AssertionError if nothing."""
-    code, out = _exec(cluster, app, "python3", "-c", ASK, url)
-    assert code == 0, out
-    return dict(json.loads(out))
-
-
-def _refused(cluster: Cluster, app: str, url: str) -> bool:
-    return _exec(cluster, app, "python3", "-c", ASK, url)[0] != 0
-
-
-@contextmanager
-def _load(cluster: Cluster, app: str, url: str) -> Iterator[dict[str, Any]]:
-    """Requests from a pod as long as the block runs; yields a dict that has `good` and `failed` afterwards."""
-    stop, result = f"/tmp/stop-{secrets.token_hex(4)}", {}
-    pod = _pod(cluster, app)
-    line = ("kubectl", "-n", NAMESPACE, "exec", pod, "-c", "main", "--", "python3", "/programs/load.py", url, stop)
-
-    def run() -> None:
-        result.update(json.loads(cluster.control_plane.ok("%s " * len(line), *line)))
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield result
-    finally:
-        cluster.kubectl("-n", NAMESPACE, "exec", pod, "-c", "main", "--", "touch", stop)
-        thread.join()
-
-
 # names, identities, intentions
 
 
 def test_a_pod_calls_a_plain_host_and_a_pod_of_the_other_datacenter(dc1: Cluster) -> None:
-    until(lambda: _ask(dc1, "shop", API_URL)["caller"] == SHOP, "the plain host's api sees the pod's identity")
-    answer = _ask(dc1, "shop", STOCK_URL)
+    until(lambda: ask(dc1, "shop", API_URL)["caller"] == SHOP, "the plain host's api sees the pod's identity")
+    answer = ask(dc1, "shop", STOCK_URL)
     assert (answer["service"], answer["caller"]) == ("stock", SHOP)
 
 
 def test_the_reverse(mesh: Datacenters, dc2: Cluster) -> None:
-    until(lambda: _ask(dc2, "stock", SHOP_URL)["caller"] == STOCK, "a pod of dc2 calls a pod of dc1")
+    until(lambda: ask(dc2, "stock", SHOP_URL)["caller"] == STOCK, "a pod of dc2 calls a pod of dc1")
     web = mesh["dc1-c1"]
     until(
         lambda: json.loads(web.ok("curl -s -m 5 http://127.0.0.1:9192/"))["caller"] == WEB, "a plain host calls a pod"
@@ -108,7 +58,7 @@ def test_the_reverse(mesh: Datacenters, dc2: Cluster) -> None:
 
 def test_pods_are_found_by_name_from_plain_hosts(mesh: Datacenters, dc1: Cluster, dc2: Cluster) -> None:
     for cluster, app, name in ((dc1, "shop", "shop.service.dc1"), (dc2, "stock", "stock.service.dc2")):
-        address = cluster.get("pod", "-n", NAMESPACE, _pod(cluster, app))["status"]["podIP"]
+        address = cluster.get("pod", "-n", NAMESPACE, pod_of(cluster, app))["status"]["podIP"]
         for host in ("dc1-c1", "dc2-c1"):
             assert mesh[host].dig(f"{name}.mesh") == [address]
             assert mesh[host].dig(f"{name}.consul") == [address]
@@ -117,24 +67,24 @@ def test_pods_are_found_by_name_from_plain_hosts(mesh: Datacenters, dc1: Cluster
 def test_an_intention_that_goes_is_enforced_and_comes_back(dc1: Cluster, dc2: Cluster) -> None:
     try:
         dc2.apply(intentions("stock", web="allow"))
-        seconds = until(lambda: _refused(dc1, "shop", STOCK_URL), "shop is refused")
+        seconds = until(lambda: refused(dc1, "shop", STOCK_URL), "shop is refused")
         measured(
             f"ServiceIntentions changed in dc2 to enforced for a pod in dc1: {seconds:.2f} s, two process starts in it"
         )
     finally:
         dc2.apply(intentions("stock", shop="allow", web="allow"))
-    until(lambda: _ask(dc1, "shop", STOCK_URL)["caller"] == SHOP, "shop may call again")
+    until(lambda: ask(dc1, "shop", STOCK_URL)["caller"] == SHOP, "shop may call again")
     (condition,) = dc2.get("serviceintentions", "-n", NAMESPACE, "stock")["status"]["conditions"]
     assert (condition["type"], condition["status"]) == ("Synced", "True")
 
 
 def test_nothing_but_the_mesh_gets_in_or_out(mesh: Datacenters, dc1: Cluster) -> None:
-    address = dc1.get("pod", "-n", NAMESPACE, _pod(dc1, "shop"))["status"]["podIP"]
+    address = dc1.get("pod", "-n", NAMESPACE, pod_of(dc1, "shop"))["status"]["podIP"]
     for port in (8080, 20000):
         code, out = mesh["dc1-c1"].run(f"curl -s -m 5 http://{address}:{port}/")
         assert code != 0, f"plaintext from a host to port {port} of a pod: {out}"
-    assert _refused(dc1, "shop", "http://10.2.0.12:8600/"), "a port that no service of the mesh has"
-    assert _refused(dc1, "shop", "http://web.service.dc1.mesh:8080/"), "a service without an intention"
+    assert refused(dc1, "shop", "http://10.2.0.12:8600/"), "a port that no service of the mesh has"
+    assert refused(dc1, "shop", "http://web.service.dc1.mesh:8080/"), "a service without an intention"
 
 
 def test_a_pod_cannot_get_an_identity_with_another_token(dc1: Cluster) -> None:
@@ -145,8 +95,8 @@ def test_a_pod_cannot_get_an_identity_with_another_token(dc1: Cluster) -> None:
         "headers={'Authorization':'Bearer '+token});"
         "print(urllib.request.urlopen(request,timeout=5,context=ssl._create_unverified_context()).read())"
     )
-    pod = dc1.get("pod", "-n", NAMESPACE, _pod(dc1, "shop"))
-    code, out = _exec(dc1, "shop", "python3", "-c", script, pod["status"]["hostIP"])
+    pod = dc1.get("pod", "-n", NAMESPACE, pod_of(dc1, "shop"))
+    code, out = execute(dc1, "shop", "python3", "-c", script, pod["status"]["hostIP"])
     assert code != 0, f"the application's own token gave a session: {out}"
     mounts = [m["mountPath"] for each in pod["spec"]["containers"] for m in each["volumeMounts"]]
     assert not [path for path in mounts if "mesh" in path], "nothing of the sidecar's is in the application"
@@ -238,11 +188,11 @@ def _capture(mesh: Datacenters, directory: Path) -> Iterator[Any]:
 
 
 def test_an_agent_that_restarts_loses_no_request(mesh: Datacenters, dc1: Cluster) -> None:
-    with _load(dc1, "shop", STOCK_URL) as result:
+    with load(dc1, "shop", STOCK_URL) as result:
         for _ in range(3):
             mesh["dc1-k2"].ok("systemctl restart mesh-agent")
             until(lambda: mesh["dc1-k2"].api_status("/v1/agent/self")[0] == 200, "the agent answers")
-            until(lambda: _ask(dc1, "shop", API_URL)["caller"] == SHOP, "and the pod's names resolve")
+            until(lambda: ask(dc1, "shop", API_URL)["caller"] == SHOP, "and the pod's names resolve")
     assert result["failed"] == []
     assert result["good"] > 20
     measured(f"agent of the node restarted three times: {result['good']} requests of its pod, none failed")
@@ -257,7 +207,7 @@ def test_scaling_is_followed_by_names_endpoints_and_catalog(mesh: Datacenters, d
         return len(mesh["dc1-c1"].dig("stock.service.dc2.mesh +tcp")), len(found)
 
     for count in (20, 1):
-        with _load(dc1, "shop", STOCK_URL) as result:
+        with load(dc1, "shop", STOCK_URL) as result:
             dc2.kubectl("-n", NAMESPACE, "scale", "deployment/stock", f"--replicas={count}")
             until(lambda c=count: ready() == c, f"{count} pods are ready", 240)
             seconds = until(lambda c=count: known() == (c, c), "names and catalog have them all", 20)
@@ -287,7 +237,7 @@ def test_without_an_injector_the_system_goes_on_and_nothing_starts_outside_the_m
             lambda: "failed calling webhook" in dc1.kubectl("-n", NAMESPACE, "get", "events"),
             "a pod of the mesh is refused",
         )
-        assert _ask(dc1, "shop", STOCK_URL)["caller"] == SHOP, "and the one that runs goes on"
+        assert ask(dc1, "shop", STOCK_URL)["caller"] == SHOP, "and the one that runs goes on"
     finally:
         dc1.kubectl("-n", NAMESPACE, "scale", "deployment/shop", "--replicas=1")
         dc1.kubectl("-n", "mesh-system", "scale", f"deployment/{injector}", "--replicas=1")
@@ -298,14 +248,14 @@ def test_a_cut_wan_leaves_pods_of_both_datacenters_alive(
     mesh: Datacenters, dc1: Cluster, dc2: Cluster, wan: Any
 ) -> None:
     wan("drop")
-    until(lambda: _refused(dc1, "shop", "http://api.service.dc2.mesh:9090/"), "the other datacenter is not reached", 30)
+    until(lambda: refused(dc1, "shop", "http://api.service.dc2.mesh:9090/"), "the other datacenter is not reached", 30)
     address = dc2.get("service", "-n", NAMESPACE, "stock")["spec"]["clusterIP"]
     assert re.fullmatch(r"10\.112\..*", address)
     assert mesh["dc2-c1"].dig("stock.service.mesh") != "SERVFAIL"
     assert mesh["dc1-c1"].dig("shop.service.mesh") != "SERVFAIL"
     wan("heal")
-    until(lambda: _ask(dc1, "shop", API_URL)["caller"] == SHOP, "healed")
-    until(lambda: _ask(dc2, "stock", SHOP_URL)["caller"] == STOCK, "in both directions")
+    until(lambda: ask(dc1, "shop", API_URL)["caller"] == SHOP, "healed")
+    until(lambda: ask(dc2, "stock", SHOP_URL)["caller"] == STOCK, "in both directions")
 
 
 # the chart
@@ -317,7 +267,7 @@ def _helm(cluster: Cluster, *arguments: str) -> str:
 
 
 def test_the_chart_is_upgraded_and_rolled_back_under_load(dc1: Cluster) -> None:
-    with _load(dc1, "shop", STOCK_URL) as result:
+    with load(dc1, "shop", STOCK_URL) as result:
         _helm(
             dc1,
             "upgrade",

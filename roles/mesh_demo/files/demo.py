@@ -14,6 +14,7 @@ class Handler(BaseHTTPRequestHandler):
     """Answers GET with JSON."""
 
     protocol_version = "HTTP/1.1"
+    wbufsize = 8192  # head and body leave together: no waiting for an acknowledgement in between
 
     def do_GET(self) -> None:
         """The caller's identity comes from Envoy, which replaces the header that a client sends."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-TOP = Path(__file__).resolve().parents[3]
+TOP = Path(__file__).resolve().parents[2]
 NAMESPACE = "demo"
 Manifest = dict[str, Any]
 
@@ -34,11 +34,13 @@ def service(name: str, image: str, *, replicas: int = 1, node: str = "", port: i
         "readinessProbe": probe,
         "volumeMounts": [{"name": "programs", "mountPath": "/programs"}],
     }
+    selector = {"matchLabels": {"app": name}}
+    apart = {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}
     template = {
         "metadata": {"labels": {"app": name}, "annotations": {"mesh.openmesh.io/service-protocol": "http"}},
-        "spec": _pod(name, container, node) | {"terminationGracePeriodSeconds": 10},
+        "spec": _pod(name, container, node)
+        | {"terminationGracePeriodSeconds": 10, "topologySpreadConstraints": [apart | {"labelSelector": selector}]},
     }
-    selector = {"matchLabels": {"app": name}}
     ports = [{"port": port, "targetPort": port}]
     return [
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": _meta(name)},
@@ -55,6 +57,16 @@ def service(name: str, image: str, *, replicas: int = 1, node: str = "", port: i
             "spec": {"replicas": replicas, "selector": selector, "template": template},
         },
     ]
+
+
+def always_one(name: str) -> Manifest:
+    """A drain waits rather than end the last pod of a service."""
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": _meta(name),
+        "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": name}}},
+    }
 
 
 def job(name: str, account: str, image: str, script: str, *, count: int, at_once: int, inject: bool = True) -> Manifest:

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 URL, STOP = urlsplit(sys.argv[1]), Path(sys.argv[2])
-LIMIT_S = 900.0
+LIMIT_S = 1800.0
 
 
 def ask(connection: http.client.HTTPConnection) -> int:
