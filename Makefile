@@ -42,6 +42,6 @@ kubernetes: artifacts ## two datacenters with a cluster in each
 upgrade: artifacts ## clusters of three control planes: from 1.36 to 1.37 under load, one dies, one is replaced, one cluster is given up
 	@mesh artifacts build kubernetes --kubernetes 1.36.3
 	@trap 'MESH_LAB_NAME=molha mesh lab down' EXIT; molecule test -s upgrade
-test: check unit molecule ## everything but the scenario with clusters, which is `make kubernetes`
+test: check unit molecule kubernetes ## everything but the scenario upgrade
 bench: setup ## measure DNS, HTTP, gossip and xDS, each beside a peer or a limit
 	@for each in dns http gossip xds idle; do python -m benchmarks.$$each || exit; done
