@@ -260,6 +260,8 @@ def test_a_program_is_built_from_source_once(tmp_path: Path, mesh: Mesh) -> None
     folder = tmp_path / "pause-3.10.2"
     assert mesh("build", "pause").stdout.strip().endswith("there already")
     assert layout.problems(folder) == []
+    said = subprocess.run([folder / "pause", "-v"], capture_output=True, timeout=30, check=True)
+    assert said.stdout == b"pause\n", "kubeadm's check before an upgrade runs this in a Job"
     with subprocess.Popen([folder / "pause"]) as pause:
         pause.send_signal(signal.SIGCHLD)
         pause.send_signal(signal.SIGTERM)
