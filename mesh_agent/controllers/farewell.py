@@ -11,7 +11,7 @@ from mesh_agent.controllers.areas import Mesh, Report, perform
 from mesh_agent.controllers.config_sync import FINALIZER, KINDS, Kind, collection, path_of, with_finalizer
 from mesh_agent.controllers.objects import Delete, Json, deletion, is_ours, name_of, namespace_of
 from mesh_agent.controllers.settings import Settings
-from mesh_agent.errors import NotFound
+from mesh_agent.errors import InvalidRequest, NotFound
 from mesh_agent.injector.names import CA_CONFIG_MAP
 
 
@@ -41,7 +41,10 @@ async def take_leave(cluster: Cluster, mesh: Mesh | None, settings: Settings) ->
         found += [_deletion(each, "services") for each in services if is_ours(each)]
     await perform(cluster, found, report)
     await report.attempt(_drop_lease(cluster, settings), "deleted the lease")
-    return report.finish()
+    report.finish()
+    if report.problems:
+        raise InvalidRequest("; ".join(report.problems))
+    return report
 
 
 async def _leave_catalog(mesh: Mesh, settings: Settings, report: Report) -> None:

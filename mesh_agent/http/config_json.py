@@ -163,9 +163,14 @@ def _refuse(fields: Fields, names: tuple[str, ...], what: str) -> None:
 
 
 def _says_something(value: Any) -> bool:  # decoded JSON
-    if isinstance(value, dict):
-        return any(_says_something(each) for each in value.values())
-    return bool(value)
+    rest = [value]
+    while rest:  # not by recursion: JSON is nested as deeply as its author likes
+        each = rest.pop()
+        if isinstance(each, dict):
+            rest += each.values()
+        elif each:
+            return True
+    return False
 
 
 _EMPTY: dict[str, dict[str, Any]] = {SERVICE_DEFAULTS: {"Protocol": ""}, PROXY_DEFAULTS: {"Config": {}}}

@@ -169,6 +169,7 @@ class NodePods:
             Mirror(api, _SERVICES, {}, self._changed.set, rng),
         )
         self._told: list[ServiceDefinition] | None = None
+        self._unregistered: dict[str, str] = {}
         if metrics is not None:
             metrics.describe("mesh_kubernetes_pods", "Injected pods of this node, by what became of them.")
             metrics.describe(
@@ -199,10 +200,12 @@ class NodePods:
         wanted = [pod.definition for pod in owners if pod.definition is not None and not pod.leaving]
         for listener in tuple(self._listeners):
             listener()
-        if wanted != self._told:
-            self._told = wanted
-            for service_id, reason in (await self._agent.follow_pods(wanted)).items():
-                log.error("pod of %s is not registered: %s", service_id, reason)
+        if wanted != self._told or self._unregistered:  # what was in a pod's way may have gone
+            known, self._told = self._unregistered, wanted
+            self._unregistered = await self._agent.follow_pods(wanted)
+            for service_id, reason in self._unregistered.items():
+                if known.get(service_id) != reason:
+                    log.error("pod of %s is not registered: %s", service_id, reason)
 
     def _read(self, pods: list[Object], services: list[Object]) -> None:
         self._pods = {}

@@ -201,6 +201,15 @@ async def test_the_api_server_being_away_takes_nothing_away_and_a_new_list_takes
     await node.until_health("api", {"api-b": "passing", "api-c": "passing"})
 
 
+async def test_a_pod_whose_id_was_taken_is_registered_when_it_is_free(node: Node) -> None:
+    await node.agent.put("/v1/agent/service/register", {"ID": "api-a", "Name": "old", "Port": 1})
+    await node.run(pod("a"))
+    await until(lambda: "pod of api-a is not registered" in node.agent.log(), "the agent says so")
+    await node.agent.put("/v1/agent/service/deregister/api-a")
+    await node.run(pod("b", annotations={"mesh.openmesh.io/service-port": "9" * 5000}))  # of no use, and no harm
+    await node.until_health("api", {"api-a": "passing"})
+
+
 async def test_history_that_the_api_server_has_forgotten_is_listed_anew(node: Node) -> None:
     await node.run(pod("a"))
     await node.until_health("api", {"api-a": "passing"})

@@ -65,6 +65,14 @@ def test_empty_values_that_clients_of_consul_send_ask_for_nothing() -> None:
     assert entry.entry.settings == {"Protocol": "http"}
 
 
+def test_nesting_is_no_way_to_break_it() -> None:
+    """Custom resources come from every user of a cluster, and keep fields that nobody knows."""
+    deep: Any = 0
+    for _ in range(600):
+        deep = {"a": deep}
+    assert given(Kind="service-defaults", Name="api", TransparentProxy=deep).entry.settings == {}
+
+
 @pytest.mark.parametrize(
     ("entry", "text"),
     [
