@@ -35,7 +35,8 @@ async def take_leave(cluster: Cluster, mesh: Mesh | None, settings: Settings) ->
     for kind in KINDS:
         await report.attempt(_release(cluster, kind, report))
     bundles, _ = await cluster.list_all("/api/v1/configmaps", {"fieldSelector": f"metadata.name={CA_CONFIG_MAP}"})
-    found = [_deletion(each, "configmaps") for each in bundles if is_ours(each)]
+    ours = [each for each in bundles if is_ours(each)]
+    found = [_deletion(each, "configmaps") for each in ours if namespace_of(each) != settings.namespace]
     if settings.to_kubernetes.enabled and settings.to_kubernetes.namespace == settings.namespace:
         services, _ = await cluster.list_all(f"/api/v1/namespaces/{settings.namespace}/services")
         found += [_deletion(each, "services") for each in services if is_ours(each)]
@@ -44,7 +45,10 @@ async def take_leave(cluster: Cluster, mesh: Mesh | None, settings: Settings) ->
     report.finish()
     if report.problems:
         raise InvalidRequest("; ".join(report.problems))
-    return report
+    # The last step, when nothing is left to be tried again: without this bundle no agent can be asked any more.
+    own = [_deletion(each, "configmaps") for each in ours if namespace_of(each) == settings.namespace]
+    await perform(cluster, own, report)
+    return report.finish()
 
 
 async def _leave_catalog(mesh: Mesh, settings: Settings, report: Report) -> None:

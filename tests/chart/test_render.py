@@ -122,6 +122,7 @@ WRONG = [
     "controllers.clusterName=Blue",
     "logLevel=loud",
     "dns.enabled=true",
+    "tests.namespace=shop",  # it would be deleted
 ]
 
 
@@ -282,6 +283,12 @@ def test_what_belongs_to_a_namespace_says_which(name: str) -> None:
     }
     for each in case(name).objects:
         assert ("namespace" in each["metadata"]) == (each["kind"] not in cluster), each["metadata"]["name"]
+
+
+def test_an_uninstall_does_not_wait_for_what_a_failed_installation_never_made(default: Rendered) -> None:
+    volumes = default.find("Job", "mesh-farewell")["spec"]["template"]["spec"]["volumes"]
+    (bundle,) = (each["configMap"] for each in volumes if "configMap" in each)
+    assert bundle == {"name": "mesh-ca-bundle", "optional": True}
 
 
 def test_custom_resources_survive_an_uninstall() -> None:
