@@ -274,7 +274,14 @@ class NodePods:
         pod = self._pods[uid]
         if f"{pod.namespace}/{pod.account}" != account or pod.name != name:
             raise PermissionDenied(f"the token is of {account}, pod {name}; the pod with this uid is another one")
+        if not self._is_own(pod):
+            raise PermissionDenied(f"pod {account}, {name}: its id {pod.proxy_id!r} is taken by another service here")
         return pod
+
+    def _is_own(self, pod: Pod) -> bool:
+        """Whether what is registered under the id of the pod's proxy, if anything is, stands for this pod: ids are made of names, and names are chosen."""
+        found = self.proxy(pod.proxy_id)
+        return found is None or found.meta.get("pod-uid") == pod.uid
 
     def session(self, pod: Pod) -> str:
         """The session of a verified pod."""
@@ -288,7 +295,7 @@ class NodePods:
 
         def admitted() -> bool:
             pod = self._pods.get(uid)
-            return pod is not None and pod.proxy_id == proxy_id
+            return pod is not None and pod.proxy_id == proxy_id and self._is_own(pod)
 
         if not admitted():
             raise PermissionDenied(
