@@ -153,6 +153,8 @@ def test_its_own_namespace_is_never_asked_about() -> None:
     for each in _webhooks(render(namespace="elsewhere", settings=("injector.excludedNamespaces[0]=cni",))):
         excluded = each["namespaceSelector"]["matchExpressions"][0]
         assert {"elsewhere", "kube-system", "cni"} <= set(excluded["values"])
+    for each in _webhooks(render(settings=("injector.excludedNamespaces=null",))):
+        assert {"mesh-system", "kube-system"} <= set(each["namespaceSelector"]["matchExpressions"][0]["values"])
 
 
 def test_the_webhook_asks_about_new_pods_alone(default: Rendered) -> None:
