@@ -75,7 +75,11 @@ def run(
 
     async def leave() -> None:
         try:
-            for done in (await take_leave(api, mesh if farewell == "all" else None, found)).done:
+            asked = mesh if farewell == "all" else None
+            if asked is not None and secure and not ca_file.exists():
+                say(f"without {ca_file} controllers never asked an agent: there is nothing of theirs in the catalog")
+                asked = None
+            for done in (await take_leave(api, asked, found)).done:
                 say(done)
         finally:
             await closing()

@@ -17,7 +17,7 @@ from mesh_agent.catalog.config_entries import GLOBAL, PROXY_DEFAULTS, SERVICE_DE
 from mesh_agent.controllers.objects import Json, annotations_of, is_leaving, name_of, namespace_of, said, switch
 from mesh_agent.controllers.to_mesh import CLUSTER, KUBERNETES, SOURCE
 from mesh_agent.errors import InvalidRequest
-from mesh_agent.http.config_json import Given, parse
+from mesh_agent.http.config_json import Given, check_depth, parse
 
 GROUP = "mesh.openmesh.io"
 VERSION = "v1alpha1"
@@ -106,6 +106,7 @@ def owner_meta(resource: Json, cluster: str) -> dict[str, str]:
 def entry_of(kind: Kind, resource: Json, cluster: str) -> Json:
     """The entry that a resource asks for, as `PUT /v1/config` wants it; InvalidRequest says what is wrong with the resource."""
     spec = dict(resource.get("spec") or {})
+    check_depth(spec)
     if kind.entry == SERVICE_INTENTIONS:
         destination = anything(spec.pop("destination", None) or {}, "spec.destination").copy()
         name = destination.pop("name", "")

@@ -11,7 +11,7 @@ from mesh_agent.controllers.areas import Mesh, Report, perform
 from mesh_agent.controllers.config_sync import FINALIZER, KINDS, Kind, collection, path_of, with_finalizer
 from mesh_agent.controllers.objects import Delete, Json, deletion, is_ours, name_of, namespace_of
 from mesh_agent.controllers.settings import Settings
-from mesh_agent.errors import NotFound
+from mesh_agent.errors import InvalidRequest, NotFound
 from mesh_agent.injector.names import CA_CONFIG_MAP
 
 
@@ -35,12 +35,19 @@ async def take_leave(cluster: Cluster, mesh: Mesh | None, settings: Settings) ->
     for kind in KINDS:
         await report.attempt(_release(cluster, kind, report))
     bundles, _ = await cluster.list_all("/api/v1/configmaps", {"fieldSelector": f"metadata.name={CA_CONFIG_MAP}"})
-    found = [_deletion(each, "configmaps") for each in bundles if is_ours(each)]
+    ours = [each for each in bundles if is_ours(each)]
+    found = [_deletion(each, "configmaps") for each in ours if namespace_of(each) != settings.namespace]
     if settings.to_kubernetes.enabled and settings.to_kubernetes.namespace == settings.namespace:
         services, _ = await cluster.list_all(f"/api/v1/namespaces/{settings.namespace}/services")
         found += [_deletion(each, "services") for each in services if is_ours(each)]
     await perform(cluster, found, report)
     await report.attempt(_drop_lease(cluster, settings), "deleted the lease")
+    report.finish()
+    if report.problems:
+        raise InvalidRequest("; ".join(report.problems))
+    # The last step, when nothing is left to be tried again: without this bundle no agent can be asked any more.
+    own = [_deletion(each, "configmaps") for each in ours if namespace_of(each) == settings.namespace]
+    await perform(cluster, own, report)
     return report.finish()
 
 

@@ -23,6 +23,7 @@ from mesh_agent.controllers.objects import (
     switch,
 )
 from mesh_agent.controllers.settings import ToMesh
+from mesh_agent.kubernetes.annotations import port_of
 
 SOURCE, CLUSTER = "external-source", "k8s-cluster"
 KUBERNETES = "kubernetes"
@@ -149,7 +150,7 @@ def _registration(service: Json, address: str, port: int, cluster: str, settings
             "external-k8s-ns": namespace,
             "external-k8s-ref-name": own,
         },
-        weight=int(weight) if weight.isdecimal() and 0 < int(weight) <= 65535 else 1,
+        weight=port_of(weight) or 1,  # weights are of the same range as ports
     )
 
 
@@ -192,8 +193,8 @@ def _port(service: Json) -> Json:
     for each in ports:
         if wanted and wanted in (each.get("name"), str(each.get("port"))):
             return each
-    if wanted.isdecimal():  # a port that the Service does not list, taken at its word
-        return {"port": int(wanted), "nodePort": int(wanted), "literal": True}
+    if port_of(wanted):  # a port that the Service does not list, taken at its word
+        return {"port": port_of(wanted), "nodePort": port_of(wanted), "literal": True}
     return ports[0] if ports else {}
 
 

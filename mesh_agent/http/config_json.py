@@ -20,6 +20,7 @@ from mesh_agent.catalog.config_entries import (
 from mesh_agent.errors import InvalidRequest
 from mesh_agent.model import Action, ConfigEntry, Intention
 
+_DEEPEST = 64
 PROTOCOLS = ("tcp", "http", "http2", "grpc")
 _READ_ONLY = ("CreateIndex", "ModifyIndex", "Hash", "Namespace", "Partition", "EnterpriseMeta")
 _LATER = {
@@ -62,6 +63,20 @@ class Given(NamedTuple):
     sources: tuple[Intention, ...] = ()
 
 
+def check_depth(value: Any) -> None:  # decoded JSON
+    """InvalidRequest for what is nested more deeply than any entry: it could be read once, but not within a list of entries."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for each in level
+            for inner in (each.values() if isinstance(each, dict) else each if isinstance(each, list) else ())
+        ]
+        if not level:
+            return
+    raise InvalidRequest(f"a config entry may not be nested more than {_DEEPEST} levels deep")
+
+
 def known_kind(kind: str) -> str:
     """`kind`, or InvalidRequest that lists those that there are."""
     if kind not in KINDS:
@@ -71,7 +86,9 @@ def known_kind(kind: str) -> str:
 
 def parse(body: bytes, now: float) -> Given:
     """An entry; InvalidRequest says which field is wrong."""
-    fields = Fields(f.decode_object(body))
+    found = f.decode_object(body)
+    check_depth(found)
+    fields = Fields(found)
     kind = known_kind(fields.take("Kind", f.text, ""))
     name = fields.take("Name", f.name, GLOBAL if kind == PROXY_DEFAULTS else "")
     meta: dict[str, str] = fields.take("Meta", f.mapping, {})
@@ -163,9 +180,14 @@ def _refuse(fields: Fields, names: tuple[str, ...], what: str) -> None:
 
 
 def _says_something(value: Any) -> bool:  # decoded JSON
-    if isinstance(value, dict):
-        return any(_says_something(each) for each in value.values())
-    return bool(value)
+    rest = [value]
+    while rest:  # not by recursion: JSON is nested as deeply as its author likes
+        each = rest.pop()
+        if isinstance(each, dict):
+            rest += each.values()
+        elif each:
+            return True
+    return False
 
 
 _EMPTY: dict[str, dict[str, Any]] = {SERVICE_DEFAULTS: {"Protocol": ""}, PROXY_DEFAULTS: {"Config": {}}}

@@ -153,9 +153,10 @@ def _check_ports(containers: Containers, ports: ProbePorts) -> None:
 
 
 def _check_service_port(port: str, containers: Containers) -> None:
-    named = {each.get("name") for container in containers for each in container.get("ports") or ()}
+    declared = [each for container in containers for each in container.get("ports") or ()]
+    named = {each.get("name") for each in declared if each.get("protocol", "TCP") == "TCP"}
     if port and not port.isdecimal() and port not in named:
         raise InvalidRequest(
-            f"annotation {annotations.PREFIX}service-port: no container has a port named {port!r}; "
+            f"annotation {annotations.PREFIX}service-port: no container has a TCP port named {port!r}; "
             "add it to a container's ports or give a number"
         )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mesh_agent.errors import InvalidRequest
+from mesh_agent.kubernetes.annotations import port_of
 
 _PROBES = ("startupProbe", "livenessProbe", "readinessProbe")
 _HOOKS = ("postStart", "preStop")
@@ -80,8 +81,8 @@ def port_number(port: Any, container: Container) -> int:  # what the manifest sa
     for each in container.get("ports") or ():
         if each.get("name") == port:
             return int(each["containerPort"])
-    if isinstance(port, str) and port.isdecimal():
-        return int(port)
+    if isinstance(port, str) and port_of(port):
+        return port_of(port)
     raise InvalidRequest(
         f"container {container.get('name')!r} probes port {port!r}, but has no port of that name; "
         "add it to the container's ports or probe by number"

@@ -5,6 +5,7 @@ import base64
 import logging
 import random
 import signal
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +60,8 @@ class Injector:
         self._readiness = Readiness()
         self._certificates = Certificates()
         self._certified = asyncio.Event()
+        self._roots = ""
+        self._roots_changed = asyncio.Event()
         agent, api_server = options.agent, options.api_server
         self._mesh = Mesh(agent.target, agent.ca_file, agent.token_file)
         self._agent = NodeAgent(self._mesh)
@@ -106,7 +109,7 @@ class Injector:
         self.started.set()
 
     async def _keep_certificate(self) -> None:
-        """Renew between a third and half of the certificate's life, for ever; a failure leaves the old one in use."""
+        """Renew between a third and half of the certificate's life and when the roots change, for ever; a failure leaves the old one in use."""
         failures = 0
         while True:
             try:
@@ -117,7 +120,10 @@ class Injector:
                 due = self._clock.wall() + retry_after_s(failures, self._rng)
                 self._metrics.count("mesh_injector_certificate_failures_total")
                 log.warning("no new certificate for the webhook, trying again: %s", error)
-            await asyncio.sleep(max(0.0, due - self._clock.wall()))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, due - self._clock.wall())):
+                    await self._roots_changed.wait()
+            self._roots_changed.clear()
 
     async def _renew(self) -> float:
         names = self._options.dns_names
@@ -142,7 +148,11 @@ class Injector:
             await asyncio.sleep(self._options.bundle_interval_s)
 
     async def _publish_bundle(self) -> None:
-        wanted = base64.b64encode(read(self._options.agent.ca_file).encode()).decode()
+        roots = read(self._options.agent.ca_file)
+        if self._roots not in ("", roots):  # the API server may not believe the root of our certificate any more
+            self._roots_changed.set()
+        self._roots = roots
+        wanted = base64.b64encode(roots.encode()).decode()
         stale = [name for name, bundle in (await self._configuration.bundles()).items() if bundle != wanted]
         if stale:
             await self._configuration.publish(wanted, stale)

@@ -28,6 +28,7 @@ _ALIASES = {
     "exclude-inbound-ports": "transparent-proxy-exclude-inbound-ports",
 }
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\Z")
+_PORT_DIGITS, _LAST_PORT = 5, 65535
 _PROTOCOLS = ("tcp", "http", "http2", "grpc")
 _YES, _NO = ("true", "yes", "on", "1", "enabled"), ("false", "no", "off", "0", "disabled")
 
@@ -118,9 +119,16 @@ def _port_or_name(key: str, value: str) -> str:
 
 
 def _port(key: str, value: str) -> int:
-    if not value.isdecimal() or not 0 < int(value) < 65536:
-        raise InvalidRequest(f"annotation {key}: {value!r} is not a port (1 to 65535)")
-    return int(value)
+    number = port_of(value)
+    if not number:
+        raise InvalidRequest(f"annotation {key}: {value[:40]!r} is not a port (1 to 65535)")
+    return number
+
+
+def port_of(text: str) -> int:
+    """The port that a text is, 0 if it is none. Never an error, however many digits a user writes (int() has a limit)."""
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) <= _PORT_DIGITS else 0
+    return number if number <= _LAST_PORT else 0
 
 
 def _ports(key: str, value: str) -> tuple[int, ...]:

@@ -169,6 +169,7 @@ class NodePods:
             Mirror(api, _SERVICES, {}, self._changed.set, rng),
         )
         self._told: list[ServiceDefinition] | None = None
+        self._unregistered: dict[str, str] = {}
         if metrics is not None:
             metrics.describe("mesh_kubernetes_pods", "Injected pods of this node, by what became of them.")
             metrics.describe(
@@ -199,10 +200,12 @@ class NodePods:
         wanted = [pod.definition for pod in owners if pod.definition is not None and not pod.leaving]
         for listener in tuple(self._listeners):
             listener()
-        if wanted != self._told:
-            self._told = wanted
-            for service_id, reason in (await self._agent.follow_pods(wanted)).items():
-                log.error("pod of %s is not registered: %s", service_id, reason)
+        if wanted != self._told or self._unregistered:  # what was in a pod's way may have gone
+            known, self._told = self._unregistered, wanted
+            self._unregistered = await self._agent.follow_pods(wanted)
+            for service_id, reason in self._unregistered.items():
+                if known.get(service_id) != reason:
+                    log.error("pod of %s is not registered: %s", service_id, reason)
 
     def _read(self, pods: list[Object], services: list[Object]) -> None:
         self._pods = {}
@@ -271,7 +274,14 @@ class NodePods:
         pod = self._pods[uid]
         if f"{pod.namespace}/{pod.account}" != account or pod.name != name:
             raise PermissionDenied(f"the token is of {account}, pod {name}; the pod with this uid is another one")
+        if not self._is_own(pod):
+            raise PermissionDenied(f"pod {account}, {name}: its id {pod.proxy_id!r} is taken by another service here")
         return pod
+
+    def _is_own(self, pod: Pod) -> bool:
+        """Whether what is registered under the id of the pod's proxy, if anything is, stands for this pod: ids are made of names, and names are chosen."""
+        found = self.proxy(pod.proxy_id)
+        return found is None or found.meta.get("pod-uid") == pod.uid
 
     def session(self, pod: Pod) -> str:
         """The session of a verified pod."""
@@ -285,7 +295,7 @@ class NodePods:
 
         def admitted() -> bool:
             pod = self._pods.get(uid)
-            return pod is not None and pod.proxy_id == proxy_id
+            return pod is not None and pod.proxy_id == proxy_id and self._is_own(pod)
 
         if not admitted():
             raise PermissionDenied(

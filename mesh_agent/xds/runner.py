@@ -227,8 +227,6 @@ class ProxyConfigs:
         async def first() -> None:
             renewed(await self._persist(f"the certificate of {service}", lambda: self._leafs.leaf(service)))
 
-        if "leaf" in followed.stops:
-            followed.stops.pop("leaf")()
         followed.stops["leaf"] = self._leafs.listen(service, renewed)
         self._spawn(followed, first())
 
@@ -326,16 +324,14 @@ class ProxyConfigs:
     def _registrations_changed(self) -> None:
         for proxy_id, followed in tuple(self._followed.items()):
             service = self._local.proxy(proxy_id)
-            if service is None or service.proxy is None:
+            if service is None or service.proxy is None or _stands_for(service) != _stands_for(followed.service):
+                # Another service under an old id is another proxy: nothing made for the one, least of all a key, is for the other.
                 followed.gone = True
                 for wake in tuple(followed.streams):
                     wake()
                 self._forget(proxy_id)
             elif service != followed.service:
-                renamed = followed.service.proxy != service.proxy
                 followed.service = service
-                if renamed:
-                    self._listen_to_leaf(proxy_id, followed)
                 followed.reach = self._reach(followed)
                 self._follow_topics(proxy_id, followed)
                 self._mark(proxy_id)
@@ -376,6 +372,10 @@ class ProxyConfigs:
                 log.log(level, "sidecars wait for %s: %s", what, error)
             await asyncio.sleep(pause_s)
             pause_s = min(_LAST_RETRY_S, pause_s * 2)
+
+
+def _stands_for(service: Service) -> str:
+    return service.proxy.destination_service if service.proxy is not None else ""
 
 
 def _is_of_service(key: object) -> TypeGuard[Topic]:

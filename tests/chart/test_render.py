@@ -122,6 +122,7 @@ WRONG = [
     "controllers.clusterName=Blue",
     "logLevel=loud",
     "dns.enabled=true",
+    "tests.namespace=shop",  # it would be deleted
 ]
 
 
@@ -152,6 +153,8 @@ def test_its_own_namespace_is_never_asked_about() -> None:
     for each in _webhooks(render(namespace="elsewhere", settings=("injector.excludedNamespaces[0]=cni",))):
         excluded = each["namespaceSelector"]["matchExpressions"][0]
         assert {"elsewhere", "kube-system", "cni"} <= set(excluded["values"])
+    for each in _webhooks(render(settings=("injector.excludedNamespaces=null",))):
+        assert {"mesh-system", "kube-system"} <= set(each["namespaceSelector"]["matchExpressions"][0]["values"])
 
 
 def test_the_webhook_asks_about_new_pods_alone(default: Rendered) -> None:
@@ -282,6 +285,12 @@ def test_what_belongs_to_a_namespace_says_which(name: str) -> None:
     }
     for each in case(name).objects:
         assert ("namespace" in each["metadata"]) == (each["kind"] not in cluster), each["metadata"]["name"]
+
+
+def test_an_uninstall_does_not_wait_for_what_a_failed_installation_never_made(default: Rendered) -> None:
+    volumes = default.find("Job", "mesh-farewell")["spec"]["template"]["spec"]["volumes"]
+    (bundle,) = (each["configMap"] for each in volumes if "configMap" in each)
+    assert bundle == {"name": "mesh-ca-bundle", "optional": True}
 
 
 def test_custom_resources_survive_an_uninstall() -> None:

@@ -5,6 +5,7 @@ Agent and API server are as small as the two questions that the injector asks th
 
 import asyncio
 import base64
+import contextlib
 import datetime
 import ipaddress
 import json
@@ -251,6 +252,26 @@ async def test_the_certificate_is_renewed_while_connections_go_on(world: World) 
                 await asyncio.sleep(0.05)
         await kept.close()
     assert len(world.tokens) >= 3
+
+
+async def test_another_root_means_another_certificate_at_once(world: World) -> None:
+    async with running(world) as injector:
+        async with asyncio.timeout(PATIENCE_S):
+            await injector.started.wait()
+        await until(lambda: "" not in world.bundles.values())
+        first, world.authority = world.authority, root()
+        (world.directory / "roots.new").write_text(world.authority.certificate_pem + first.certificate_pem)
+        (world.directory / "roots.new").replace(world.directory / "roots.pem")
+        await until(lambda: len(world.tokens) == 2)
+        target = f"https://127.0.0.1:{injector.port}"
+        answer = None
+        async with asyncio.timeout(PATIENCE_S):
+            while answer is None:
+                client = api_server(world.authority.certificate_pem)
+                with contextlib.suppress(Unreachable):  # a moment between the agent's answer and its use
+                    answer = await client.request("POST", target, "/v1/inject/namespace", body=review(pod()))
+                await client.close()
+        assert answer.status == 200
 
 
 async def test_somebody_who_is_no_agent_is_not_asked(tmp_path: Path) -> None:

@@ -201,6 +201,15 @@ async def test_the_api_server_being_away_takes_nothing_away_and_a_new_list_takes
     await node.until_health("api", {"api-b": "passing", "api-c": "passing"})
 
 
+async def test_a_pod_whose_id_was_taken_is_registered_when_it_is_free(node: Node) -> None:
+    await node.agent.put("/v1/agent/service/register", {"ID": "api-a", "Name": "old", "Port": 1})
+    await node.run(pod("a"))
+    await until(lambda: "pod of api-a is not registered" in node.agent.log(), "the agent says so")
+    await node.agent.put("/v1/agent/service/deregister/api-a")
+    await node.run(pod("b", annotations={"mesh.openmesh.io/service-port": "9" * 5000}))  # of no use, and no harm
+    await node.until_health("api", {"api-a": "passing"})
+
+
 async def test_history_that_the_api_server_has_forgotten_is_listed_anew(node: Node) -> None:
     await node.run(pod("a"))
     await node.until_health("api", {"api-a": "passing"})
@@ -268,6 +277,44 @@ async def test_a_pod_gets_its_own_configuration_and_no_other(node: Node) -> None
     await node.until_health("api", {})
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await node.secrets(mine["ProxyID"], own)
+    assert refused.value.code() == grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_an_id_that_is_a_service_s_already_is_no_way_to_its_identity(node: Node) -> None:
+    """Ids are made of the names of service account and pod, which their owner chooses."""
+    host = {"ID": "api-v1", "Name": "vault", "Port": 1, "Connect": {"SidecarService": {}}}
+    await node.run(pod("v1"), "token-v1")
+    mine = await node.session("token-v1")
+    own = {"mesh-session": mine["Session"], "mesh-pod": mine["PodUID"]}
+    assert await node.secrets(mine["ProxyID"], own) == ["leaf", "roots"]
+    await node.api.stop()
+    await node.agent.put("/v1/agent/service/deregister/api-v1")
+    await node.agent.put("/v1/agent/service/register", host)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await node.secrets(mine["ProxyID"], own)
+    assert refused.value.code() == grpc.StatusCode.PERMISSION_DENIED
+    await node.api.start()
+    answer = await node.ask("POST", "/v1/kubernetes/session", "token-v1")
+    assert answer.status == 403
+    assert b"'api-v1-sidecar-proxy' is taken" in answer.body
+
+
+async def test_two_pods_that_make_the_same_id_are_two_identities(node: Node) -> None:
+    leaving = await node.run(pod("v1-x"), "token-a")
+    first = await node.session("token-a")
+    own = {"mesh-session": first["Session"], "mesh-pod": first["PodUID"]}
+    await node.until_health("api", {"api-v1-x": "passing"})
+    assert await node.secrets(first["ProxyID"], own) == ["leaf", "roots"]
+    leaving["metadata"]["deletionTimestamp"] = "2026-11-25T10:00:00Z"
+    await node.api.put("pods", leaving)
+    await node.run(pod("x", account="api-v1", address="10.244.1.9"), "token-b")
+    second = await node.session("token-b")
+    assert (second["ProxyID"], second["Service"]) == (first["ProxyID"], "api-v1")
+    await node.until_health("api-v1", {"api-v1-x": "passing"})
+    theirs = {"mesh-session": second["Session"], "mesh-pod": second["PodUID"]}
+    assert "public:10.244.1.9:20000" in await node.secrets(second["ProxyID"], theirs, LISTENER)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await node.secrets(first["ProxyID"], own)
     assert refused.value.code() == grpc.StatusCode.PERMISSION_DENIED
 
 

@@ -63,7 +63,7 @@ capabilities:
 {{- end }}
 {{- end -}}
 
-{{/* What proves a pod of ours to the node's agent, and what it believes. */}}
+{{/* What proves a pod of ours to the node's agent, and what it believes. Takes (dict "bundle" "required"), or "optional": the pod does not wait for it. */}}
 {{- define "mesh.agentVolumes" -}}
 - name: mesh-token
   projected:
@@ -75,6 +75,9 @@ capabilities:
 - name: mesh-ca-bundle
   configMap:
     name: mesh-ca-bundle
+    {{- if eq .bundle "optional" }}
+    optional: true
+    {{- end }}
 {{- end -}}
 
 {{- define "mesh.agentMounts" -}}

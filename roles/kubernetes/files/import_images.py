@@ -43,7 +43,7 @@ def tags(archive):
     """Names of its images, as containerd writes them."""
     with tarfile.open(archive) as tar:
         manifest = json.load(tar.extractfile("manifest.json"))
-    return {full(tag) for image in manifest for tag in image["RepoTags"]}
+    return {full(tag) for image in manifest for tag in image["RepoTags"] or ()}
 
 
 def full(tag):

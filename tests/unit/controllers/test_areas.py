@@ -8,7 +8,7 @@ import pytest
 from mesh_agent.controllers.areas import ToMeshArea
 from mesh_agent.controllers.fence import FencedCluster, FencedMesh
 from mesh_agent.controllers.settings import Settings, ToMesh
-from mesh_agent.errors import StoreConflict, Unreachable
+from mesh_agent.errors import InvalidRequest, StoreConflict, Unreachable
 from tests.support.kubernetes_objects import Json, endpoint, endpoint_slice, service
 
 
@@ -21,9 +21,10 @@ class Lists:
 
 
 class Catalog:
-    """A mesh with one node, whose writes fail when `failing` says so."""
+    """A mesh with one node, whose writes fail when `failing` says so; it refuses services at the address `refused`."""
 
-    def __init__(self, failing: Callable[[int], bool] = lambda write: False) -> None:
+    def __init__(self, failing: Callable[[int], bool] = lambda write: False, refused: str = "") -> None:
+        self._refused = refused
         self.node: Json | None = None
         self.services: dict[str, Json] = {}
         self.writes = 0
@@ -38,6 +39,8 @@ class Catalog:
             raise Unreachable("no answer")
         if path.endswith("/deregister"):
             self.services.pop(value["ServiceID"], None)
+        elif "Service" in value and value["Service"]["Address"] == self._refused:
+            raise InvalidRequest(f"{self._refused} is no address")
         elif "Service" in value:
             self.services[value["Service"]["ID"]] = value["Service"]
         else:
@@ -76,6 +79,17 @@ async def test_a_failure_in_the_middle_leaves_the_rest_done_and_itself_to_the_ne
     assert catalog.writes == before + 1
     assert len(report.done) == 1
     assert (await wanted.round()).done == []
+
+
+async def test_what_the_mesh_refuses_is_a_problem_and_not_a_reason_to_begin_again() -> None:
+    """Or a user's one bad annotation would slow down the whole cluster."""
+    catalog = Catalog(refused="10.0.0.2")
+    report = await area(catalog, "10.0.0.1", "10.0.0.2", "10.0.0.3").round()
+    assert addresses(catalog) == {"10.0.0.1", "10.0.0.3"}
+    assert len(report.done) == 2
+    (problem,) = report.problems
+    assert problem.startswith("not registered web-shop-")
+    assert problem.endswith(": 10.0.0.2 is no address")
 
 
 async def test_a_node_of_the_catalog_that_is_somebody_else_s_is_left_alone() -> None:

@@ -1,5 +1,6 @@
 """Custom resources as config entries: who owns what, in which order, and what the resource is told."""
 
+import functools
 from typing import Any
 
 import pytest
@@ -28,6 +29,12 @@ def resource(spec: Json | None = None, name: str = "api", *, finalizer: bool = T
     return made | {"spec": {"protocol": "http"} if spec is None else spec}
 
 
+def nested(depth: int) -> Json:
+    """An object in an object, and so on."""
+    start: Json = {}
+    return functools.reduce(lambda inner, _: {"a": inner}, range(depth), start)
+
+
 def entry(kind: Any, given: Json, **more: Any) -> Json:
     """The entry of a resource as the mesh shows it."""
     return {**config_sync.entry_of(kind, given, "c1"), "CreateIndex": 3, "ModifyIndex": 9} | more
@@ -54,6 +61,7 @@ def test_specs_become_entries() -> None:
         (DEFAULTS, resource({"protocol": "udp"}), "use one of"),
         (DEFAULTS, resource({"meshGateway": {"mode": "local"}}), "meshgateway is not supported"),
         (DEFAULTS, resource({"protokol": "tcp"}), "unknown field"),
+        (PROXY, resource({"config": nested(980)}, "global"), "levels deep"),
         (PROXY, resource({}, "web"), "'global'"),
         (INTENTIONS, resource({"sources": SOURCES}), "spec.destination.name"),
         (

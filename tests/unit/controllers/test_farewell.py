@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
+
 from mesh_agent.controllers.config_sync import FINALIZER
 from mesh_agent.controllers.farewell import take_leave
 from mesh_agent.controllers.settings import Settings, ToKubernetes
-from mesh_agent.errors import NotFound
+from mesh_agent.errors import InvalidRequest, MeshError, NotFound, Unreachable
 
 OURS = {"app.kubernetes.io/managed-by": "mesh-controller"}
 META = {"external-source": "kubernetes", "k8s-cluster": "blue"}
@@ -44,12 +46,15 @@ class Mesh:
     def __init__(self, node: dict[str, Any]) -> None:
         self.node = node
         self.gone: list[Any] = []
+        self.error: MeshError | None = None
 
     async def get(self, path: str, **query: str) -> Any:
         return {"Config": {"Datacenter": "blue"}} if path == "/v1/agent/self" else self.node
 
     async def put(self, path: str, value: object = None, **query: str) -> Any:
         assert path == "/v1/catalog/deregister"
+        if self.error is not None:
+            raise self.error
         self.gone.append(value)
 
     async def delete(self, path: str, **query: str) -> Any:
@@ -100,6 +105,21 @@ async def test_a_node_of_somebody_else_is_left_alone() -> None:
         mesh = Mesh(node)
         await take_leave(cluster(), mesh, Settings())
         assert mesh.gone == []
+
+
+@pytest.mark.parametrize("error", [InvalidRequest("no"), Unreachable("no")])
+async def test_what_fails_is_told_when_the_rest_is_done_and_can_be_tried_again(error: MeshError) -> None:
+    found, mesh = cluster(), Mesh({"Node": {"Meta": META}, "Services": [{"ID": "w1", "Meta": META}]})
+    found.collections["/api/v1/configmaps"].append(named("mesh-ca-bundle", "mesh-system", labels=OURS))
+    mesh.error = error
+    with pytest.raises(type(error), match="no"):
+        await take_leave(found, mesh, Settings())
+    assert "DELETE /api/v1/namespaces/a/configmaps/mesh-ca-bundle" in found.asked
+    own = "DELETE /api/v1/namespaces/mesh-system/configmaps/mesh-ca-bundle"
+    assert own not in found.asked, "the next try needs it"
+    mesh.error = None
+    await take_leave(found, mesh, Settings())
+    assert found.asked[-1] == own
 
 
 async def test_agents_that_went_with_the_chart_are_not_asked() -> None:

@@ -147,9 +147,15 @@ def test_annotations_name_port_tags_meta_and_weight() -> None:
 def test_a_port_by_number_and_one_that_the_service_does_not_list() -> None:
     ports = [{"name": "http", "port": 80}, {"name": "admin", "port": 81}]
     slices = [{**SLICES[0], "ports": [{"name": "http", "port": 8080}, {"name": "admin", "port": 8081}]}]
-    for wanted, port in (("81", 8081), ("9999", 9999), ("nonsense", 8080)):
+    for wanted, port in (("81", 8081), ("9999", 9999), ("nonsense", 8080), ("9" * 5000, 8080)):
         annotations = SYNC | {"mesh.openmesh.io/service-port": wanted}
         assert found(service("web", annotations=annotations, ports=ports), slices=slices)[0].port == port
+
+
+@pytest.mark.parametrize("weight", ["0", "-1", "heavy", "9" * 5000])
+def test_a_weight_that_is_none_is_one(weight: str) -> None:
+    annotations = SYNC | {"mesh.openmesh.io/service-weight": weight}
+    assert found(service("web", annotations=annotations), slices=SLICES)[0].weight == 1
 
 
 def test_prefix_and_suffix() -> None:

@@ -65,6 +65,16 @@ def test_empty_values_that_clients_of_consul_send_ask_for_nothing() -> None:
     assert entry.entry.settings == {"Protocol": "http"}
 
 
+def test_nesting_is_no_way_to_break_it() -> None:
+    """Custom resources come from every user of a cluster, and keep fields that nobody knows."""
+    for field, kind in (("TransparentProxy", "service-defaults"), ("Config", "proxy-defaults")):
+        deep: Any = 0
+        for _ in range(900):
+            deep = {"a": deep}
+        with pytest.raises(InvalidRequest, match="more than 64 levels deep"):
+            given(Kind=kind, Name="global", **{field: deep})
+
+
 @pytest.mark.parametrize(
     ("entry", "text"),
     [

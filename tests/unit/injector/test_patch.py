@@ -50,7 +50,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "port 20300",
     ),
     "unknown port name": (pod(containers=container(livenessProbe={"httpGet": {"port": "admin"}})), "'admin'"),
-    "unknown service port": (annotated(service_port="grpc"), "no container has a port named 'grpc'"),
+    "port without end": (pod(containers=container(livenessProbe={"httpGet": {"port": "1" * 5000}})), "probes port"),
+    "unknown service port": (annotated(service_port="grpc"), "no container has a TCP port named 'grpc'"),
+    "service port of UDP": (
+        annotated(service_port="dns")
+        | {"spec": pod(containers=container(ports=[{"name": "dns", "containerPort": 53, "protocol": "UDP"}]))["spec"]},
+        "no container has a TCP port named 'dns'",
+    ),
     "odd wish": (annotated(exclude_outbound_cidrs="ten"), "exclude-outbound-cidrs"),
     "envoy's user": (pod(containers=container(securityContext={"runAsUser": 5995})), "runs as user 5995"),
     "envoy's user by pod": (pod(securityContext={"runAsUser": 5995}), "runs as user 5995"),

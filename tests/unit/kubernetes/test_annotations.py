@@ -77,6 +77,10 @@ def test_our_annotation_beats_consuls() -> None:
         ("exclude-outbound-cidrs", "10.0.0.0/40"),
         ("exclude-outbound-ports", "0"),
         ("exclude-inbound-ports", "http"),
+        ("service-port", "9" * 5000),
+        ("service-port", "\u0668\u0660"),
+        ("service-upstreams", "db:" + "1" * 5000),
+        ("exclude-inbound-ports", "1" * 5000),
     ],
 )
 def test_a_mistake_is_named_with_its_annotation(name: str, value: str) -> None:

@@ -173,6 +173,19 @@ async def test_an_unknown_proxy_is_not_followed(town: Town) -> None:
         Follower(town.configs, "nobody")
 
 
+async def test_another_service_under_the_id_of_a_proxy_gets_nothing_of_the_first(town: Town) -> None:
+    web = await Follower(town.configs, "web-sidecar-proxy").ready()
+    town.registrations.put(msgspec.structs.replace(proxy("shop"), id="web-sidecar-proxy"))
+    assert web.followed.gone
+    assert web.woken == 2
+    shop = Follower(town.configs, "web-sidecar-proxy")
+    assert shop.followed is not web.followed
+    assert shop.followed.snapshot is None
+    await shop.ready()
+    assert shop.followed.leaf is not None
+    assert shop.followed.leaf.certificate_pem == (await town.leafs.leaf("shop")).certificate_pem
+
+
 async def test_a_deregistered_proxy_is_gone(town: Town) -> None:
     web = await Follower(town.configs, "web-sidecar-proxy").ready()
     town.registrations.delete("web-sidecar-proxy")
