@@ -1,10 +1,10 @@
 """The HTTPS port for pods and controllers: who a caller is says Kubernetes (TokenReview), what it may do is decided here.
 
-A pod may exchange its token for a session and nothing else; the accounts of `kubernetes.controllers` may use the whole API of the agent, and get the
-certificate of their webhook. Everybody else is refused. Answers of the API server are remembered for a short while, by the token's hash.
+A pod may exchange its token for a session and nothing else, the accounts of `kubernetes.controllers` may use the routes of the HTTP API that controllers
+need, those of `kubernetes.injectors` get the certificate of their own webhook. Everybody else is refused. Answers of the API server are remembered for a short
+while, by the token's hash.
 """
 
-import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -16,6 +16,7 @@ from mesh_agent.clock import Clock
 from mesh_agent.errors import InvalidRequest, MeshError, PermissionDenied
 from mesh_agent.http.message import Answer, Handler, Request, Response
 from mesh_agent.http.routing import error_response
+from mesh_agent.kubernetes.permissions import controllers_may, webhook_of
 from mesh_agent.kubernetes.pods import Pod
 
 AUDIENCE = "mesh"
@@ -26,7 +27,6 @@ _ACCOUNT = "system:serviceaccount:"
 _POD_NAME, _POD_UID = "authentication.kubernetes.io/pod-name", "authentication.kubernetes.io/pod-uid"
 _GOOD_FOR_S, _BAD_FOR_S = 15.0, 2.0
 _MOST_REMEMBERED = 1024
-_WEBHOOK_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?\.([a-z0-9][-a-z0-9]*)\.svc\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +36,6 @@ class Caller:
     account: str
     pod_name: str = ""
     pod_uid: str = ""
-
-    @property
-    def namespace(self) -> str:
-        """Of the service account."""
-        return self.account.partition("/")[0]
 
 
 class Pods(Protocol):
@@ -71,6 +66,7 @@ class Door:
         trust_domain: str,
         agent_id: str,
         controllers: tuple[str, ...],
+        injectors: tuple[str, ...],
         pods: Pods,
         review: Review,
         sign_webhook: SignWebhook,
@@ -78,7 +74,7 @@ class Door:
         clock: Clock,
     ) -> None:
         self._datacenter, self._trust_domain, self._agent_id = datacenter, trust_domain, agent_id
-        self._controllers = frozenset(controllers)
+        self._controllers, self._injectors = frozenset(controllers), frozenset(injectors)
         self._pods = pods
         self._review = review
         self._sign_webhook = sign_webhook
@@ -94,13 +90,9 @@ class Door:
                 return _unknown()
             if request.path == SESSION:
                 return await self._session(request, caller)
-            if caller.account not in self._controllers:
-                raise PermissionDenied(
-                    f"service account {caller.account} may only ask for a pod session here ({SESSION}); "
-                    "for more, add it to kubernetes.controllers of this agent's settings"
-                )
-            if request.path == WEBHOOK:
+            if request.path == WEBHOOK and caller.account in self._injectors:
                 return await self._webhook(request, caller)
+            self._check(request, caller)
         except MeshError as error:
             return error_response(error)
         answer = self._public(request)
@@ -122,6 +114,26 @@ class Door:
         if len(self._known) < _MOST_REMEMBERED:
             self._known[digest] = (now + (_BAD_FOR_S if caller is None else _GOOD_FOR_S), caller)
         return caller
+
+    def _check(self, request: Request, caller: Caller) -> None:
+        """PermissionDenied unless these are the controllers, at a route that is theirs."""
+        if caller.account in self._controllers and controllers_may(request.method, request.path):
+            return
+        if request.path == WEBHOOK:
+            raise PermissionDenied(
+                f"service account {caller.account} gets no certificate for a webhook; "
+                "if it is an injector's, add it to kubernetes.injectors of this agent's settings"
+            )
+        if caller.account in self._controllers:
+            raise PermissionDenied(
+                f"controllers need no {request.method} {request.path}, so service account {caller.account} may not"
+            )
+        if caller.account in self._injectors:
+            raise PermissionDenied(f"service account {caller.account} is an injector's: it may only use {WEBHOOK}")
+        raise PermissionDenied(
+            f"service account {caller.account} may only ask for a pod session here ({SESSION}); "
+            "if it is that of controllers, add it to kubernetes.controllers of this agent's settings"
+        )
 
     async def _session(self, request: Request, caller: Caller) -> Answer:
         if request.method != "POST":
@@ -150,12 +162,11 @@ class Door:
         names: tuple[str, ...] = fields.take("DNSNames", f.texts, ())
         csr = fields.take("CSR", f.text, "")
         fields.done()
-        for name in names:
-            found = _WEBHOOK_NAME.match(name)
-            if found is None or found.group(2) != caller.namespace:
-                raise InvalidRequest(f"DNSNames: {name!r} is not <service>.{caller.namespace}.svc")
-        if not names:
-            raise InvalidRequest("DNSNames: name the webhook's Service, as <service>.<namespace>.svc")
+        own = webhook_of(caller.account)
+        if names != (own,):
+            raise InvalidRequest(
+                f"DNSNames: {list(names)} is not [{own!r}]; an injector's Service is called like its service account"
+            )
         signed = await self._sign_webhook(csr, names)
         return Response.json({"Certificate": signed["certificate"], "Roots": signed["roots"]})
 

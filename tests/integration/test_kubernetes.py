@@ -362,23 +362,29 @@ async def test_who_cannot_prove_a_pod_gets_no_session(node: Node) -> None:
         assert text in answer.body.decode(), token
 
 
-async def test_controllers_use_the_whole_api_and_nobody_else_does(node: Node) -> None:
+async def test_controllers_use_what_they_need_of_the_api_and_nobody_else_does(node: Node) -> None:
     await node.run(pod("a"), "pods-token")
     node.api.account("controller", "mesh-system", "mesh-controller")
     node.api.account("impostor", "elsewhere", "mesh-controller")
     for token, status in [("controller", 200), ("impostor", 403), ("pods-token", 403), ("junk", 401), ("", 401)]:
         assert (await node.ask("GET", "/v1/catalog/services", token)).status == status, token
-    written = await node.ask(
-        "PUT", "/v1/connect/intentions/exact?source=web&destination=api", "controller", {"Action": "allow"}
-    )
-    assert written.status == 200, written.body
+    entry = {"Kind": "service-defaults", "Name": "api", "Protocol": "http"}
+    assert (await node.ask("PUT", "/v1/config", "controller", entry)).status == 200
+    for method, path in [
+        ("GET", "/v1/connect/ca/leaf/api"),
+        ("PUT", "/v1/agent/service/register"),
+        ("PUT", "/v1/connect/intentions/exact?source=web&destination=api"),
+        ("GET", "/v1/config/service-defaults/api/.."),
+        ("PUT", "/v1/kubernetes/webhook-certificate"),
+    ]:
+        assert (await node.ask(method, path, "controller", {})).status == 403, path
     reviews = node.api.reviews
     for _ in range(5):
         assert (await node.ask("GET", "/v1/catalog/services", "controller")).status == 200
     assert node.api.reviews == reviews, "answers of the API server are remembered"
 
 
-async def test_a_controller_gets_a_certificate_for_its_webhook_and_for_nothing_else(node: Node) -> None:
+async def test_an_injector_gets_a_certificate_for_its_webhook_and_for_nothing_else(node: Node) -> None:
     node.api.account("injector", "mesh-system", "mesh-injector")
     csr = _webhook_csr()
     body = {"DNSNames": ["mesh-injector.mesh-system.svc"], "CSR": csr}
@@ -389,11 +395,14 @@ async def test_a_controller_gets_a_certificate_for_its_webhook_and_for_nothing_e
     assert names.get_values_for_type(x509.DNSName) == ["mesh-injector.mesh-system.svc"]
     assert names.get_values_for_type(x509.UniformResourceIdentifier) == []
     assert json.loads(answer.body)["Roots"]
-    for wrong in (["api.example.com"], ["x.default.svc"], ["*.mesh-system.svc"], [], ["a.mesh-system.svc", "b.svc"]):
+    own = "mesh-injector.mesh-system.svc"
+    for wrong in (["api.example.com"], ["x.mesh-system.svc"], ["*.mesh-system.svc"], [], [own, "x.mesh-system.svc"]):
         refused = await node.ask("PUT", "/v1/kubernetes/webhook-certificate", "injector", body | {"DNSNames": wrong})
         assert refused.status == 400, wrong
     await node.run(pod("a"), "pods-token")
     assert (await node.ask("PUT", "/v1/kubernetes/webhook-certificate", "pods-token", body)).status == 403
+    for path in ("/v1/catalog/services", "/v1/connect/ca/leaf/api", "/v1/config/service-defaults"):
+        assert (await node.ask("GET", path, "injector")).status == 403, path
 
 
 def _webhook_csr() -> str:
