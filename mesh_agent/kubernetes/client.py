@@ -31,6 +31,7 @@ Object = dict[str, Any]
 _PAGE = 500
 _WATCH_S = 240
 _TIMEOUT_S = 15.0
+_REVIEWS_AT_A_TIME = 8
 _MAX_LINE_BYTES = 16 * 1024 * 1024
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 _USER_TIMEOUT_MS = 25_000
@@ -48,6 +49,7 @@ class KubernetesApi:
         self._token_file = Path(token_file) if token_file else None
         self._ca_file = Path(ca_file) if ca_file else None
         self._roots_of_ns = 0
+        self._reviews = asyncio.Semaphore(_REVIEWS_AT_A_TIME)
         self._context: ssl.SSLContext | None = None
         if url.startswith("https://"):
             self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if ca_file else ssl.create_default_context()
@@ -122,13 +124,14 @@ class KubernetesApi:
             yield event
 
     async def review(self, token: str, audience: str) -> Object | None:
-        """The status of a TokenReview if the token is good for that audience; None if it is not."""
+        """The status of a TokenReview if the token is good for that audience; None if it is not. A few are asked for at a time, the others wait."""
         body = {
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenReview",
             "spec": {"token": token, "audiences": [audience]},
         }
-        answer = await self.request("POST", "/apis/authentication.k8s.io/v1/tokenreviews", body)
+        async with self._reviews:
+            answer = await self.request("POST", "/apis/authentication.k8s.io/v1/tokenreviews", body)
         status: Object = answer.get("status") or {}
         good = status.get("authenticated") is True and audience in (status.get("audiences") or ())
         return status if good else None
