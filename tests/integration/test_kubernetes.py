@@ -205,8 +205,23 @@ async def test_a_pod_whose_id_was_taken_is_registered_when_it_is_free(node: Node
     await node.agent.put("/v1/agent/service/register", {"ID": "api-a", "Name": "old", "Port": 1})
     await node.run(pod("a"))
     await until(lambda: "pod of api-a is not registered" in node.agent.log(), "the agent says so")
-    await node.agent.put("/v1/agent/service/deregister/api-a")
     await node.run(pod("b", annotations={"mesh.openmesh.io/service-port": "9" * 5000}))  # of no use, and no harm
+    await node.agent.put("/v1/agent/service/deregister/api-a")
+    await node.until_health("api", {"api-a": "passing"})
+
+
+@pytest.mark.parametrize("taken", ["api-a", "api-a-sidecar-proxy"])
+async def test_a_pod_that_somebody_deregisters_is_registered_again(node: Node, taken: str) -> None:
+    await node.run(pod("a"))
+    await node.run(pod("w", account="web", address="10.244.1.9"))
+    await node.until_health("api", {"api-a": "passing"})
+    await node.until_health("web", {"web-w": "passing"})
+    await node.agent.put(f"/v1/agent/service/deregister/{taken}")
+
+    async def both() -> bool:
+        return {"api-a", "api-a-sidecar-proxy"} <= set(await node.agent.json("/v1/agent/services"))
+
+    await until(both, "instance and sidecar are registered again")
     await node.until_health("api", {"api-a": "passing"})
 
 
