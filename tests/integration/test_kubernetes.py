@@ -315,17 +315,17 @@ async def test_an_id_that_is_a_service_s_already_is_no_way_to_its_identity(node:
 
 
 async def test_two_pods_that_make_the_same_id_are_two_identities(node: Node) -> None:
-    leaving = await node.run(pod("v1-x"), "token-a")
+    leaving = await node.run(pod("x"), "token-a")
     first = await node.session("token-a")
     own = {"mesh-session": first["Session"], "mesh-pod": first["PodUID"]}
-    await node.until_health("api", {"api-v1-x": "passing"})
+    await node.until_health("api", {"api-x": "passing"})
     assert await node.secrets(first["ProxyID"], own) == ["leaf", "roots"]
     leaving["metadata"]["deletionTimestamp"] = "2026-11-25T10:00:00Z"
     await node.api.put("pods", leaving)
-    await node.run(pod("x", account="api-v1", address="10.244.1.9"), "token-b")
+    await node.run(pod("x", namespace="shop", address="10.244.1.9"), "token-b")
     second = await node.session("token-b")
-    assert (second["ProxyID"], second["Service"]) == (first["ProxyID"], "api-v1")
-    await node.until_health("api-v1", {"api-v1-x": "passing"})
+    assert (second["ProxyID"], second["Service"]) == (first["ProxyID"], "api")
+    await node.until_health("api", {"api-x": "passing"})
     theirs = {"mesh-session": second["Session"], "mesh-pod": second["PodUID"]}
     assert "public:10.244.1.9:20000" in await node.secrets(second["ProxyID"], theirs, LISTENER)
     with pytest.raises(grpc.aio.AioRpcError) as refused:
