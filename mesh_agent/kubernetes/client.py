@@ -25,6 +25,7 @@ from mesh_agent.errors import (
     Unreachable,
 )
 from mesh_agent.http.client import HttpClient
+from mesh_agent.kubernetes.nesting import pruned
 
 Object = dict[str, Any]
 
@@ -224,8 +225,11 @@ def _notice_silence(writer: asyncio.StreamWriter) -> None:
 
 def _decoded(body: bytes) -> Object:
     try:
-        found = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        try:
+            found = msgspec.json.decode(body)
+        except RecursionError:  # one object of a list, perhaps: the others are as good as ever
+            found = msgspec.json.decode(pruned(body))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Unreachable(f"the API server's answer is not JSON: {error}") from error
     if not isinstance(found, dict):
         raise Unreachable("the API server's answer is not a JSON object")
@@ -235,7 +239,7 @@ def _decoded(body: bytes) -> Object:
 def _error(status: int, body: bytes, what: str) -> MeshError:
     try:
         message = str(msgspec.json.decode(body).get("message", ""))
-    except (msgspec.DecodeError, UnicodeDecodeError, AttributeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, AttributeError, RecursionError):
         message = body[:200].decode("utf-8", "replace")
     text = f"{what}: the API server answers {status}: {message.strip()}"
     if status == 410:
