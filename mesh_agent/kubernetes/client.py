@@ -83,7 +83,10 @@ class KubernetesApi:
     async def request(
         self, method: str, path: str, body: Object | None = None, *, content_type: str = "application/json"
     ) -> Object:
-        """One request; NotFound, PermissionDenied, InvalidRequest, StoreConflict (409), Gone or Unreachable with the API server's own words."""
+        """One request; NotFound, PermissionDenied, InvalidRequest, StoreConflict (409), Gone or Unreachable with the API server's own words.
+
+        A token that is not accepted (401) is Unreachable, too: its file may be replaced at any moment. What is forbidden (403) stays so.
+        """
         headers = self._headers()
         self._load_roots()
         payload = b""
@@ -244,7 +247,7 @@ def _error(status: int, body: bytes, what: str) -> MeshError:
     text = f"{what}: the API server answers {status}: {message.strip()}"
     if status == 410:
         return Gone(text)
-    if status in (401, 403):
+    if status == 403:
         return PermissionDenied(text)
     if status == 409:
         return StoreConflict(text)
