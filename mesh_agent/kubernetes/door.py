@@ -19,7 +19,7 @@ from mesh_agent.clock import Clock
 from mesh_agent.errors import InvalidRequest, MeshError, PermissionDenied
 from mesh_agent.http.message import Answer, Handler, Request, Response
 from mesh_agent.http.routing import error_response
-from mesh_agent.kubernetes.permissions import controllers_may, webhook_of
+from mesh_agent.kubernetes.permissions import check_node, controllers_may, webhook_of
 from mesh_agent.kubernetes.pods import Pod
 
 AUDIENCE = "mesh"
@@ -158,6 +158,7 @@ class Door:
     def _check(self, request: Request, caller: Caller) -> None:
         """PermissionDenied unless these are the controllers, at a route that is theirs."""
         if caller.account in self._controllers and controllers_may(request.method, request.path):
+            check_node(request.path, request.body)
             return
         if request.path == WEBHOOK:
             raise PermissionDenied(
