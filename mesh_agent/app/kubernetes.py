@@ -62,6 +62,7 @@ class KubernetesNode:
             trust_domain=config.trust_domain,
             agent_id=str(identity.spiffe_id),
             controllers=config.kubernetes.controllers,
+            injectors=config.kubernetes.injectors,
             pods=self.pods,
             review=self._api.review,
             sign_webhook=sign_webhook,

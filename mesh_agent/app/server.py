@@ -23,6 +23,7 @@ from mesh_agent.hlc import HybridClock
 from mesh_agent.http.internal import Internal, InternalDeps
 from mesh_agent.http.message import FrameStreamLike, Handler
 from mesh_agent.http.server import HttpServer
+from mesh_agent.kubernetes.permissions import webhook_of
 from mesh_agent.model import FederatedValue, Root, Topic
 from mesh_agent.store import Store
 from mesh_agent.store.memory import MemoryStore
@@ -63,6 +64,7 @@ class Server:
             root_ttl_s=config.ca.root_ttl_s,
             leaf_ttl_s=config.ca.leaf_ttl_s,
             agent_ttl_s=config.ca.agent_ttl_s,
+            webhooks=map(webhook_of, config.kubernetes.injectors),
         )
         return cls(config, store, ca, clock)
 

@@ -62,13 +62,16 @@ class CertificateAuthority:
         *,
         leaf_ttl_s: float,
         agent_ttl_s: float,
+        webhooks: Iterable[str] = (),
     ) -> None:
+        """`webhooks`: names (`<service>.<namespace>.svc`) of which an agent may get a server certificate; no other is signed."""
         self.trust_domain = trust_domain
         self._authority = authority
         self._datacenter = datacenter
         self._clock = clock
         self._leaf_ttl_s = leaf_ttl_s
         self._agent_ttl_s = agent_ttl_s
+        self._webhooks = frozenset(webhooks)
 
     @classmethod
     async def open(
@@ -81,6 +84,7 @@ class CertificateAuthority:
         root_ttl_s: float,
         leaf_ttl_s: float,
         agent_ttl_s: float,
+        webhooks: Iterable[str] = (),
     ) -> "CertificateAuthority":
         """Load the datacenter's authority, or make it; when several servers start at once, the first one's is used by all."""
         record = await store.get(AUTHORITY_KEY)
@@ -100,7 +104,15 @@ class CertificateAuthority:
                 raise StoreConflict("the certificate authority vanished from the store while it was read")
         authority = Authority(**msgspec.json.decode(record.value))
         check_root(authority.certificate_pem, trust_domain, clock.wall())
-        return cls(authority, trust_domain, datacenter, clock, leaf_ttl_s=leaf_ttl_s, agent_ttl_s=agent_ttl_s)
+        return cls(
+            authority,
+            trust_domain,
+            datacenter,
+            clock,
+            leaf_ttl_s=leaf_ttl_s,
+            agent_ttl_s=agent_ttl_s,
+            webhooks=webhooks,
+        )
 
     @property
     def root_pem(self) -> str:
@@ -128,10 +140,12 @@ class CertificateAuthority:
         return self._sign(csr_pem, asked, self._agent_ttl_s)
 
     def sign_webhook(self, csr_pem: str, dns_names: Sequence[str]) -> str:
-        """A server certificate for Services of Kubernetes (`<service>.<namespace>.svc`); PermissionDenied for any other name."""
-        if not dns_names or not all(name.endswith(".svc") and len(name.split(".")) == 3 for name in dns_names):
+        """A server certificate for the webhook of an injector that is known here; PermissionDenied for any other name."""
+        strange = sorted(set(dns_names) - self._webhooks)
+        if strange or not dns_names:
             raise PermissionDenied(
-                f"only names <service>.<namespace>.svc are signed for webhooks, not {list(dns_names)}"
+                f"no certificate is signed for {strange or 'no name'}: known webhooks are {sorted(self._webhooks)}; "
+                "kubernetes.injectors of the servers' settings says which service accounts (namespace/name) have one"
             )
         return sign_webhook_csr(
             csr_pem, self._authority, dns_names, serial=_serial(), now=self._clock.wall(), ttl_s=self._agent_ttl_s

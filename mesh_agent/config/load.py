@@ -143,6 +143,12 @@ def _checked(config: AgentConfig, origin: str) -> AgentConfig:
 
 def _check_kubernetes(config: AgentConfig, origin: str) -> None:
     settings = config.kubernetes
+    for key in ("controllers", "injectors"):
+        for account in getattr(settings, key):
+            if account.count("/") != 1 or not all(account.split("/")):
+                raise ConfigError(
+                    f"{origin}: kubernetes.{key}: {account!r} is no service account; write namespace/name"
+                )
     if not settings.api:
         return
     if not settings.api.startswith(("https://", "http://")):
@@ -150,11 +156,6 @@ def _check_kubernetes(config: AgentConfig, origin: str) -> None:
     for key in ("ca_file", "token_file"):
         if settings.api.startswith("https://") and not getattr(settings, key):
             raise ConfigError(f"{origin}: kubernetes.{key} is missing; without it nothing of the cluster can be read")
-    for account in settings.controllers:
-        if account.count("/") != 1 or not all(account.split("/")):
-            raise ConfigError(
-                f"{origin}: kubernetes.controllers: {account!r} is no service account; write namespace/name"
-            )
 
 
 def _key_length(text: str) -> int:

@@ -73,8 +73,10 @@ class KubernetesConfig(Section, frozen=True, kw_only=True):
     """PEM roots of the API server."""
     token_file: str = ""
     """Token of the service account `mesh-agent`; read again when it changes."""
-    controllers: tuple[str, ...] = ("mesh-system/mesh-controller", "mesh-system/mesh-injector")
-    """Service accounts (`namespace/name`) that may use the whole HTTP API through `ports.kubernetes`."""
+    controllers: tuple[str, ...] = ("mesh-system/mesh-controller",)
+    """Service accounts (`namespace/name`) that may use what controllers need of the HTTP API through `ports.kubernetes`."""
+    injectors: tuple[str, ...] = ("mesh-system/mesh-injector",)
+    """Service accounts that get the certificate of their webhook, the Service of the same name. Also a setting of servers: they sign for no other."""
     cluster: str = ""
     """Name of the cluster, in the meta of its instances; default: the datacenter."""
     namespaces: tuple[str, ...] = ()

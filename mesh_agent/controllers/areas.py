@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from mesh_agent.controllers import to_kubernetes, to_mesh, trust_bundle
 from mesh_agent.controllers.objects import Create, Delete, Json, Replace, Step, name_of
 from mesh_agent.controllers.settings import Settings
-from mesh_agent.errors import InvalidRequest, MeshError, NotFound
+from mesh_agent.errors import InvalidRequest, MeshError, NotFound, PermissionDenied
 
 
 class Cluster(Protocol):
@@ -78,7 +78,7 @@ class Report:
         """Do one thing and note that it is done. A failure is kept for the end of the round; a refusal is a problem: asking again brings the same answer."""
         try:
             await work
-        except InvalidRequest as error:
+        except (InvalidRequest, PermissionDenied) as error:
             self.problems.append(f"not {done}: {error}" if done else str(error))
         except MeshError as error:
             self._failure = error

@@ -37,8 +37,8 @@ async def take_leave(cluster: Cluster, mesh: Mesh | None, settings: Settings) ->
     bundles, _ = await cluster.list_all("/api/v1/configmaps", {"fieldSelector": f"metadata.name={CA_CONFIG_MAP}"})
     ours = [each for each in bundles if is_ours(each)]
     found = [_deletion(each, "configmaps") for each in ours if namespace_of(each) != settings.namespace]
-    if settings.to_kubernetes.enabled and settings.to_kubernetes.namespace == settings.namespace:
-        services, _ = await cluster.list_all(f"/api/v1/namespaces/{settings.namespace}/services")
+    if settings.to_kubernetes.enabled:
+        services, _ = await cluster.list_all(f"/api/v1/namespaces/{settings.to_kubernetes.namespace}/services")
         found += [_deletion(each, "services") for each in services if is_ours(each)]
     await perform(cluster, found, report)
     await report.attempt(_drop_lease(cluster, settings), "deleted the lease")

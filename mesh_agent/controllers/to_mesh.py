@@ -24,6 +24,7 @@ from mesh_agent.controllers.objects import (
 )
 from mesh_agent.controllers.settings import ToMesh
 from mesh_agent.kubernetes.annotations import port_of
+from mesh_agent.kubernetes.permissions import CLUSTER_NODE
 
 SOURCE, CLUSTER = "external-source", "k8s-cluster"
 KUBERNETES = "kubernetes"
@@ -70,7 +71,7 @@ class Plan:
 def node_of(cluster: str) -> Json:
     """The node of the catalog that stands for a cluster."""
     return {
-        "Node": f"k8s-{cluster}",
+        "Node": f"{CLUSTER_NODE}{cluster}",
         "Address": "127.0.0.1",
         "NodeMeta": {"external-node": "true", SOURCE: KUBERNETES, CLUSTER: cluster},
     }

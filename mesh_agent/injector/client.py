@@ -1,5 +1,6 @@
 """Whom the injector asks: its node's agent for a certificate, and the API server about the one webhook configuration that is its own."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -38,9 +39,9 @@ class WebhookConfiguration:
         found = await self._api.request("GET", self._path)
         return {each["name"]: each["clientConfig"].get("caBundle") or "" for each in found.get("webhooks") or ()}
 
-    async def publish(self, bundle: str, webhooks: list[str]) -> None:
+    async def publish(self, bundles: Mapping[str, str]) -> None:
         """Set the `caBundle` of these webhooks; whatever else they say stays."""
-        changes = {"webhooks": [{"name": name, "clientConfig": {"caBundle": bundle}} for name in webhooks]}
+        changes = {"webhooks": [{"name": name, "clientConfig": {"caBundle": each}} for name, each in bundles.items()]}
         await self._api.request(
             "PATCH",
             f"{self._path}?fieldManager=mesh-injector",

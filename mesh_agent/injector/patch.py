@@ -29,7 +29,7 @@ def injected(pod: Pod, settings: InjectorSettings) -> Pod:
     spec = pod["spec"]
     wishes = annotations.read(pod["metadata"].get("annotations") or {})
     _check_pod(spec)
-    annotations.service_of(spec.get("serviceAccountName", ""), wishes)
+    annotations.service_of(spec.get("serviceAccountName") or "", wishes)
     _check_names(pod)
     ours = {each["name"]: each for each in spec.get("initContainers") or () if each["name"] in _OURS}
     inits = [each for each in spec.get("initContainers") or () if each["name"] not in _OURS]
@@ -79,7 +79,8 @@ def _with_volumes(found: list[dict[str, Any]], settings: InjectorSettings) -> li
 
 def _drained(container: dict[str, Any], spec: dict[str, Any], settings: InjectorSettings) -> dict[str, Any]:
     """The application goes on for a moment after the pod was told to end, unless it has a hook of its own."""
-    seconds = min(settings.pre_stop_sleep_s, int(spec.get("terminationGracePeriodSeconds", 30)))
+    grace_s = spec.get("terminationGracePeriodSeconds")
+    seconds = min(settings.pre_stop_sleep_s, 30 if grace_s is None else int(grace_s))
     lifecycle = container.get("lifecycle") or {}
     if seconds <= 0 or "preStop" in lifecycle:
         return container
@@ -103,6 +104,8 @@ def _with_probes(container: dict[str, Any] | None, ports: ProbePorts) -> dict[st
 
 
 def _check_pod(spec: dict[str, Any]) -> None:
+    if not spec.get("containers"):
+        raise InvalidRequest("spec.containers is empty; a pod has at least one container")
     if spec.get("hostNetwork"):
         raise InvalidRequest(
             "a pod with hostNetwork cannot be captured; register its service with the node's agent instead, "

@@ -54,12 +54,13 @@ def redirect(container: Container, ports: ProbePorts) -> Container:
     """The container with its probes, and the HTTP requests of its lifecycle hooks, sent to the ports that stand in."""
     found = dict(container)
     for name in _PROBES:
-        if name in found:
+        if found.get(name):
             found[name] = _redirected(found[name], container, ports)
     hooks = found.get("lifecycle")
     if hooks:
         found["lifecycle"] = {
-            name: _redirected(hook, container, ports) if name in _HOOKS else hook for name, hook in hooks.items()
+            name: _redirected(hook, container, ports) if hook and name in _HOOKS else hook
+            for name, hook in hooks.items()
         }
     return found
 

@@ -1,7 +1,6 @@
 """Runs the injector: gets the webhook's certificate and keeps it fresh, keeps the trust bundle in the webhook's configuration, serves."""
 
 import asyncio
-import base64
 import logging
 import random
 import signal
@@ -14,6 +13,7 @@ from mesh_agent.ca.leaf import renewal_at, retry_after_s
 from mesh_agent.clock import Clock
 from mesh_agent.controllers.client import Mesh
 from mesh_agent.errors import MeshError
+from mesh_agent.injector.bundle import Bundles
 from mesh_agent.injector.certificate import check, request
 from mesh_agent.injector.client import NodeAgent, WebhookConfiguration, read
 from mesh_agent.injector.readiness import Readiness
@@ -61,6 +61,7 @@ class Injector:
         self._certificates = Certificates()
         self._certified = asyncio.Event()
         self._roots = ""
+        self._bundles = Bundles()
         self._roots_changed = asyncio.Event()
         agent, api_server = options.agent, options.api_server
         self._mesh = Mesh(agent.target, agent.ca_file, agent.token_file)
@@ -152,12 +153,11 @@ class Injector:
         if self._roots not in ("", roots):  # the API server may not believe the root of our certificate any more
             self._roots_changed.set()
         self._roots = roots
-        wanted = base64.b64encode(roots.encode()).decode()
-        stale = [name for name, bundle in (await self._configuration.bundles()).items() if bundle != wanted]
-        if stale:
-            await self._configuration.publish(wanted, stale)
+        changes = self._bundles.changes(roots, await self._configuration.bundles(), self._clock.now())
+        if changes:
+            await self._configuration.publish(changes)
             self._metrics.count("mesh_injector_bundle_updates_total")
-            log.info("put the trust bundle into %s", self._options.configuration, extra={"webhooks": stale})
+            log.info("put the trust bundle into %s", self._options.configuration, extra={"webhooks": list(changes)})
         self._readiness.bundle_published = True
 
 

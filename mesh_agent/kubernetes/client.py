@@ -25,12 +25,14 @@ from mesh_agent.errors import (
     Unreachable,
 )
 from mesh_agent.http.client import HttpClient
+from mesh_agent.kubernetes.nesting import pruned
 
 Object = dict[str, Any]
 
 _PAGE = 500
 _WATCH_S = 240
 _TIMEOUT_S = 15.0
+_REVIEWS_AT_A_TIME = 8
 _MAX_LINE_BYTES = 16 * 1024 * 1024
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 _USER_TIMEOUT_MS = 25_000
@@ -48,6 +50,7 @@ class KubernetesApi:
         self._token_file = Path(token_file) if token_file else None
         self._ca_file = Path(ca_file) if ca_file else None
         self._roots_of_ns = 0
+        self._reviews = asyncio.Semaphore(_REVIEWS_AT_A_TIME)
         self._context: ssl.SSLContext | None = None
         if url.startswith("https://"):
             self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if ca_file else ssl.create_default_context()
@@ -80,7 +83,10 @@ class KubernetesApi:
     async def request(
         self, method: str, path: str, body: Object | None = None, *, content_type: str = "application/json"
     ) -> Object:
-        """One request; NotFound, PermissionDenied, InvalidRequest, StoreConflict (409), Gone or Unreachable with the API server's own words."""
+        """One request; NotFound, PermissionDenied, InvalidRequest, StoreConflict (409), Gone or Unreachable with the API server's own words.
+
+        A token that is not accepted (401) is Unreachable, too: its file may be replaced at any moment. What is forbidden (403) stays so.
+        """
         headers = self._headers()
         self._load_roots()
         payload = b""
@@ -122,13 +128,14 @@ class KubernetesApi:
             yield event
 
     async def review(self, token: str, audience: str) -> Object | None:
-        """The status of a TokenReview if the token is good for that audience; None if it is not."""
+        """The status of a TokenReview if the token is good for that audience; None if it is not. A few are asked for at a time, the others wait."""
         body = {
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenReview",
             "spec": {"token": token, "audiences": [audience]},
         }
-        answer = await self.request("POST", "/apis/authentication.k8s.io/v1/tokenreviews", body)
+        async with self._reviews:
+            answer = await self.request("POST", "/apis/authentication.k8s.io/v1/tokenreviews", body)
         status: Object = answer.get("status") or {}
         good = status.get("authenticated") is True and audience in (status.get("audiences") or ())
         return status if good else None
@@ -221,8 +228,11 @@ def _notice_silence(writer: asyncio.StreamWriter) -> None:
 
 def _decoded(body: bytes) -> Object:
     try:
-        found = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        try:
+            found = msgspec.json.decode(body)
+        except RecursionError:  # one object of a list, perhaps: the others are as good as ever
+            found = msgspec.json.decode(pruned(body))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Unreachable(f"the API server's answer is not JSON: {error}") from error
     if not isinstance(found, dict):
         raise Unreachable("the API server's answer is not a JSON object")
@@ -232,12 +242,12 @@ def _decoded(body: bytes) -> Object:
 def _error(status: int, body: bytes, what: str) -> MeshError:
     try:
         message = str(msgspec.json.decode(body).get("message", ""))
-    except (msgspec.DecodeError, UnicodeDecodeError, AttributeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, AttributeError, RecursionError):
         message = body[:200].decode("utf-8", "replace")
     text = f"{what}: the API server answers {status}: {message.strip()}"
     if status == 410:
         return Gone(text)
-    if status in (401, 403):
+    if status == 403:
         return PermissionDenied(text)
     if status == 409:
         return StoreConflict(text)

@@ -1,10 +1,13 @@
 """The HTTPS port for pods and controllers: who a caller is says Kubernetes (TokenReview), what it may do is decided here.
 
-A pod may exchange its token for a session and nothing else; the accounts of `kubernetes.controllers` may use the whole API of the agent, and get the
-certificate of their webhook. Everybody else is refused. Answers of the API server are remembered for a short while, by the token's hash.
+A pod may exchange its token for a session and nothing else, the accounts of `kubernetes.controllers` may use the routes of the HTTP API that controllers
+need, those of `kubernetes.injectors` get the certificate of their own webhook. Everybody else is refused.
+
+Answers of the API server are remembered for a short while, by the token's hash; good tokens and others apart, so that no number of bad ones costs a good one
+its place. One address has but a few questions at the API server at a time: who tries tokens keeps nobody else waiting.
 """
 
-import re
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -16,6 +19,7 @@ from mesh_agent.clock import Clock
 from mesh_agent.errors import InvalidRequest, MeshError, PermissionDenied
 from mesh_agent.http.message import Answer, Handler, Request, Response
 from mesh_agent.http.routing import error_response
+from mesh_agent.kubernetes.permissions import check_node, controllers_may, webhook_of
 from mesh_agent.kubernetes.pods import Pod
 
 AUDIENCE = "mesh"
@@ -26,7 +30,8 @@ _ACCOUNT = "system:serviceaccount:"
 _POD_NAME, _POD_UID = "authentication.kubernetes.io/pod-name", "authentication.kubernetes.io/pod-uid"
 _GOOD_FOR_S, _BAD_FOR_S = 15.0, 2.0
 _MOST_REMEMBERED = 1024
-_WEBHOOK_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?\.([a-z0-9][-a-z0-9]*)\.svc\Z")
+_MOST_ASKED = 4
+"""Questions to the API server at a time, about tokens from one address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +42,29 @@ class Caller:
     pod_name: str = ""
     pod_uid: str = ""
 
-    @property
-    def namespace(self) -> str:
-        """Of the service account."""
-        return self.account.partition("/")[0]
+
+class TooManyRequests(MeshError):
+    """The caller has asked too much at once; nothing was asked of the API server (HTTP 429)."""
+
+
+class Remembered:
+    """Whose tokens were, by digest, for some seconds; what is too much pushes out what is oldest."""
+
+    def __init__(self, for_s: float, most: int = _MOST_REMEMBERED) -> None:
+        self._for_s, self._most = for_s, most
+        self._known: dict[bytes, tuple[float, Caller | None]] = {}
+
+    def add(self, digest: bytes, caller: Caller | None, now: float) -> None:
+        """Remember from now on."""
+        self._known.pop(digest, None)
+        while len(self._known) >= self._most:
+            del self._known[next(iter(self._known))]
+        self._known[digest] = (now + self._for_s, caller)
+
+    def find(self, digest: bytes, now: float) -> tuple[Caller | None] | None:
+        """What is remembered; None for nothing."""
+        until, caller = self._known.get(digest, (now, None))
+        return (caller,) if until > now else None
 
 
 class Pods(Protocol):
@@ -71,6 +95,7 @@ class Door:
         trust_domain: str,
         agent_id: str,
         controllers: tuple[str, ...],
+        injectors: tuple[str, ...],
         pods: Pods,
         review: Review,
         sign_webhook: SignWebhook,
@@ -78,13 +103,14 @@ class Door:
         clock: Clock,
     ) -> None:
         self._datacenter, self._trust_domain, self._agent_id = datacenter, trust_domain, agent_id
-        self._controllers = frozenset(controllers)
+        self._controllers, self._injectors = frozenset(controllers), frozenset(injectors)
         self._pods = pods
         self._review = review
         self._sign_webhook = sign_webhook
         self._public = public
         self._clock = clock
-        self._known: dict[bytes, tuple[float, Caller | None]] = {}
+        self._good, self._bad = Remembered(_GOOD_FOR_S), Remembered(_BAD_FOR_S)
+        self._asking: Counter[str] = Counter()
 
     async def handle(self, request: Request) -> Answer:
         """Answer one request."""
@@ -94,34 +120,61 @@ class Door:
                 return _unknown()
             if request.path == SESSION:
                 return await self._session(request, caller)
-            if caller.account not in self._controllers:
-                raise PermissionDenied(
-                    f"service account {caller.account} may only ask for a pod session here ({SESSION}); "
-                    "for more, add it to kubernetes.controllers of this agent's settings"
-                )
-            if request.path == WEBHOOK:
+            if request.path == WEBHOOK and caller.account in self._injectors:
                 return await self._webhook(request, caller)
+            self._check(request, caller)
+        except TooManyRequests as error:
+            return Response(429, str(error).encode(), [("Content-Type", "text/plain"), ("Retry-After", "1")])
         except MeshError as error:
             return error_response(error)
         answer = self._public(request)
         return await answer if isinstance(answer, Awaitable) else answer
 
     async def _caller(self, request: Request) -> Caller | None:
+        """Who asks; None for nobody that Kubernetes knows. TooManyRequests if there is no answer yet to what the same address asked before."""
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         token = token.strip()
         if scheme.lower() != "bearer" or not token:
             return None
         digest, now = sha256(token.encode()).digest(), self._clock.now()
-        known = self._known.get(digest)
-        if known is not None and known[0] > now:
-            return known[1]
-        status = await self._review(token, AUDIENCE)
+        known = self._good.find(digest, now) or self._bad.find(digest, now)
+        if known is not None:
+            return known[0]
+        address = request.peer.address
+        if self._asking[address] >= _MOST_ASKED:
+            raise TooManyRequests(
+                f"{_MOST_ASKED} tokens from {address} are being asked about already; try again in a second"
+            )
+        self._asking[address] += 1
+        try:
+            status = await self._review(token, AUDIENCE)
+        finally:
+            self._asking[address] -= 1
+            self._asking += Counter()  # forgets addresses without a question
         caller = None if status is None else _caller(status)
-        if len(self._known) >= _MOST_REMEMBERED:
-            self._known = {at: each for at, each in self._known.items() if each[0] > now}
-        if len(self._known) < _MOST_REMEMBERED:
-            self._known[digest] = (now + (_BAD_FOR_S if caller is None else _GOOD_FOR_S), caller)
+        (self._bad if caller is None else self._good).add(digest, caller, self._clock.now())
         return caller
+
+    def _check(self, request: Request, caller: Caller) -> None:
+        """PermissionDenied unless these are the controllers, at a route that is theirs."""
+        if caller.account in self._controllers and controllers_may(request.method, request.path):
+            check_node(request.path, request.body)
+            return
+        if request.path == WEBHOOK:
+            raise PermissionDenied(
+                f"service account {caller.account} gets no certificate for a webhook; "
+                "if it is an injector's, add it to kubernetes.injectors of this agent's settings"
+            )
+        if caller.account in self._controllers:
+            raise PermissionDenied(
+                f"controllers need no {request.method} {request.path}, so service account {caller.account} may not"
+            )
+        if caller.account in self._injectors:
+            raise PermissionDenied(f"service account {caller.account} is an injector's: it may only use {WEBHOOK}")
+        raise PermissionDenied(
+            f"service account {caller.account} may only ask for a pod session here ({SESSION}); "
+            "if it is that of controllers, add it to kubernetes.controllers of this agent's settings"
+        )
 
     async def _session(self, request: Request, caller: Caller) -> Answer:
         if request.method != "POST":
@@ -150,12 +203,11 @@ class Door:
         names: tuple[str, ...] = fields.take("DNSNames", f.texts, ())
         csr = fields.take("CSR", f.text, "")
         fields.done()
-        for name in names:
-            found = _WEBHOOK_NAME.match(name)
-            if found is None or found.group(2) != caller.namespace:
-                raise InvalidRequest(f"DNSNames: {name!r} is not <service>.{caller.namespace}.svc")
-        if not names:
-            raise InvalidRequest("DNSNames: name the webhook's Service, as <service>.<namespace>.svc")
+        own = webhook_of(caller.account)
+        if names != (own,):
+            raise InvalidRequest(
+                f"DNSNames: {list(names)} is not [{own!r}]; an injector's Service is called like its service account"
+            )
         signed = await self._sign_webhook(csr, names)
         return Response.json({"Certificate": signed["certificate"], "Roots": signed["roots"]})
 

@@ -1,7 +1,8 @@
 """From a pod, as the API server describes it, to what its node's agent registers for it. Pure.
 
-A pod is a service instance `<service>-<pod>` with a check that says what Kubernetes says of the pod's readiness, and a sidecar proxy
-`<service>-<pod>-sidecar-proxy` in transparent mode. The cluster IPs of Services that select it are tagged addresses `virtual`, `virtual-2`, ...
+A pod is a service instance with a check that says what Kubernetes says of the pod's readiness, and a sidecar proxy in transparent mode. Their ids say which
+pod it is: `web-<pod>` and `web-<pod>-sidecar-proxy`; for a service with a hyphen `web-api_<pod>`, so that no other service and pod make the same.
+The cluster IPs of Services that select it are tagged addresses `virtual`, `virtual-2`, ...
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +18,7 @@ from mesh_agent.model import Proxy, ServiceAddress, Status
 PUBLIC_PORT = 20000
 """Where a pod's sidecar accepts connections from the mesh."""
 VIRTUAL = "virtual"
+_SIDECAR = "-sidecar-proxy"
 _ENDED = ("Succeeded", "Failed")
 
 Object = Mapping[str, Any]  # an object of the Kubernetes API as decoded JSON
@@ -36,9 +38,14 @@ class Pod:
     definition: ServiceDefinition | None = None
 
     @property
+    def instance_id(self) -> str:
+        """Id of its registration: up to the first hyphen it is the service, or up to an underscore, which no name of Kubernetes has."""
+        return f"{self.service}{'_' if '-' in self.service else '-'}{self.name}"
+
+    @property
     def proxy_id(self) -> str:
         """Id of its sidecar proxy's registration."""
-        return f"{self.service}-{self.name}-sidecar-proxy"
+        return self.instance_id + _SIDECAR
 
 
 def is_injected(pod: Object) -> bool:
@@ -64,6 +71,8 @@ def read_pod(pod: Object, services: Iterable[Object], *, cluster: str, passthrou
         created=metadata.get("creationTimestamp") or "",
         leaving="deletionTimestamp" in metadata,
     )
+    if found.name.endswith(_SIDECAR):
+        raise InvalidRequest(f"a pod's name must not end with {_SIDECAR!r}: ids of sidecars do; call it otherwise")
     if spec.get("hostNetwork"):
         raise InvalidRequest("a pod with hostNetwork shares its node's network and cannot be captured")
     address = status.get("podIP")
@@ -82,7 +91,7 @@ def _definition(
     cluster: str,
     passthrough: tuple[str, ...],
 ) -> ServiceDefinition:
-    service_id = f"{pod.service}-{pod.name}"
+    service_id = pod.instance_id
     port = _port(described, wishes)
     meta = {"k8s-namespace": pod.namespace, "k8s-cluster": cluster, "pod-name": pod.name, "pod-uid": pod.uid}
     config: dict[str, Any] = {"protocol": wishes.protocol} if wishes.protocol else {}
@@ -100,7 +109,7 @@ def _definition(
         id=f"service:{pod.proxy_id}", name=f"Connect Sidecar Aliasing {service_id}", alias_service=service_id
     )
     sidecar = ServiceDefinition(
-        name=f"{pod.service}-sidecar-proxy",
+        name=pod.service + _SIDECAR,
         id=pod.proxy_id,
         tags=wishes.tags,
         address=address,

@@ -170,6 +170,7 @@ class NodePods:
         )
         self._told: list[ServiceDefinition] | None = None
         self._unregistered: dict[str, str] = {}
+        self._registered: frozenset[str] = frozenset()
         if metrics is not None:
             metrics.describe("mesh_kubernetes_pods", "Injected pods of this node, by what became of them.")
             metrics.describe(
@@ -179,6 +180,7 @@ class NodePods:
 
     async def run(self) -> None:
         """Follow, for ever."""
+        self._agent.listen(self._notice)
         async with asyncio.TaskGroup() as group:
             for mirror in self._mirrors:
                 group.create_task(mirror.run())
@@ -200,12 +202,26 @@ class NodePods:
         wanted = [pod.definition for pod in owners if pod.definition is not None and not pod.leaving]
         for listener in tuple(self._listeners):
             listener()
-        if wanted != self._told or self._unregistered:  # what was in a pod's way may have gone
+        if wanted != self._told or self._unregistered or self._lost():  # what was in a pod's way may have gone
             known, self._told = self._unregistered, wanted
             self._unregistered = await self._agent.follow_pods(wanted)
             for service_id, reason in self._unregistered.items():
                 if known.get(service_id) != reason:
                     log.error("pod of %s is not registered: %s", service_id, reason)
+
+    def _lost(self) -> bool:
+        """Whether somebody took the registration of a pod away, or its sidecar's."""
+        wanted = [each for each in self._told or () if each.service_id not in self._unregistered]
+        sidecars = [each.sidecar for each in wanted if each.sidecar is not None]
+        return not {each.service_id for each in (*wanted, *sidecars)} <= self._registered
+
+    def _notice(self) -> None:
+        """What others register or take away here may concern a pod."""
+        registered = frozenset(each.id for each in self._agent.services())
+        if registered != self._registered:
+            self._registered = registered
+            if self._unregistered or self._lost():
+                self._changed.set()
 
     def _read(self, pods: list[Object], services: list[Object]) -> None:
         self._pods = {}

@@ -303,3 +303,33 @@ def test_custom_resources_survive_an_uninstall() -> None:
 def _kinds(path: Path) -> list[dict[str, str]]:
     lines = path.read_text().splitlines()
     return [{"kind": line.removeprefix("kind: ")} for line in lines if line.startswith("kind: ")]
+
+
+def test_the_node_s_agent_reaches_the_api_server_without_dns_and_is_started_again_when_it_hangs() -> None:
+    found = render(settings=("agent.enabled=true",)).find("DaemonSet", "mesh-agent")["spec"]["template"]["spec"]
+    (container,) = found["containers"]
+    env = {each["name"]: each.get("value", "") for each in container["env"]}
+    assert env["MESH_KUBERNETES__API"] == "https://$(KUBERNETES_SERVICE_HOST):$(KUBERNETES_SERVICE_PORT)"
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert container[probe]["httpGet"] == {"host": "127.0.0.1", "path": "/v1/agent/self", "port": 8500}
+    assert env["MESH_KUBERNETES__CONTROLLERS"] == "mesh-system/mesh-controller"
+    assert env["MESH_KUBERNETES__INJECTORS"] == "mesh-system/mesh-injector"
+
+
+@pytest.mark.parametrize("namespace", ["mesh-services", "mesh-system"])
+def test_what_others_put_beside_the_mesh_s_names_survives_and_the_names_themselves_go(namespace: str) -> None:
+    found = render(
+        settings=("controllers.toKubernetes.enabled=true", f"controllers.toKubernetes.namespace={namespace}")
+    )
+    kept = [each for each in found.of("Namespace") if each["metadata"]["name"] == namespace]
+    assert len(kept) == (namespace != "mesh-system"), "the release's own namespace is not the chart's"
+    for each in kept:
+        assert each["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    (role,) = (each for each in found.of("Role") if each["metadata"]["name"] == "mesh-controller-farewell-services")
+    assert role["metadata"]["namespace"] == namespace
+    assert role["rules"] == [{"apiGroups": [""], "resources": ["services"], "verbs": ["list", "delete"]}]
+    names = [
+        (each["kind"], each["metadata"].get("namespace"), each["metadata"]["name"])
+        for each in found.of("Role", "RoleBinding")
+    ]
+    assert len(set(names)) == len(names)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from mesh_agent.controllers.config_sync import FINALIZER
@@ -399,6 +400,20 @@ async def test_what_this_mesh_does_not_do_is_refused_in_the_status(town: Town) -
         assert (await town.agent.get("/v1/config/service-defaults/api")).status == 404
         await town.delete(f"{DEFAULTS}/api")
         await town.until_gone(f"{DEFAULTS}/api")
+
+
+async def test_a_resource_that_no_list_can_be_read_with_costs_the_others_nothing(town: Town) -> None:
+    deep = msgspec.Raw(b"[" * 3000 + b"]" * 3000)
+    bad = {**_typed("ServiceDefaults"), "metadata": {"name": "bad"}, "spec": {"protocol": "http", "x": deep}}
+    await town.create(DEFAULTS, bad)
+    async with town.controllers():
+        await town.until_status(f"{DEFAULTS}/bad", "False", "InvalidSpec")
+        good = {**_typed("ServiceDefaults"), "metadata": {"name": "api"}, "spec": {"protocol": "http"}}
+        await town.create(DEFAULTS, good)
+        await town.until_status(f"{DEFAULTS}/api", "True", "Synced")
+        for name in ("bad", "api"):
+            await town.delete(f"{DEFAULTS}/{name}")
+            await town.until_gone(f"{DEFAULTS}/{name}")
 
 
 async def test_a_mesh_that_cannot_be_asked_is_told_and_waited_for(town: Town) -> None:

@@ -205,8 +205,23 @@ async def test_a_pod_whose_id_was_taken_is_registered_when_it_is_free(node: Node
     await node.agent.put("/v1/agent/service/register", {"ID": "api-a", "Name": "old", "Port": 1})
     await node.run(pod("a"))
     await until(lambda: "pod of api-a is not registered" in node.agent.log(), "the agent says so")
-    await node.agent.put("/v1/agent/service/deregister/api-a")
     await node.run(pod("b", annotations={"mesh.openmesh.io/service-port": "9" * 5000}))  # of no use, and no harm
+    await node.agent.put("/v1/agent/service/deregister/api-a")
+    await node.until_health("api", {"api-a": "passing"})
+
+
+@pytest.mark.parametrize("taken", ["api-a", "api-a-sidecar-proxy"])
+async def test_a_pod_that_somebody_deregisters_is_registered_again(node: Node, taken: str) -> None:
+    await node.run(pod("a"))
+    await node.run(pod("w", account="web", address="10.244.1.9"))
+    await node.until_health("api", {"api-a": "passing"})
+    await node.until_health("web", {"web-w": "passing"})
+    await node.agent.put(f"/v1/agent/service/deregister/{taken}")
+
+    async def both() -> bool:
+        return {"api-a", "api-a-sidecar-proxy"} <= set(await node.agent.json("/v1/agent/services"))
+
+    await until(both, "instance and sidecar are registered again")
     await node.until_health("api", {"api-a": "passing"})
 
 
@@ -300,17 +315,17 @@ async def test_an_id_that_is_a_service_s_already_is_no_way_to_its_identity(node:
 
 
 async def test_two_pods_that_make_the_same_id_are_two_identities(node: Node) -> None:
-    leaving = await node.run(pod("v1-x"), "token-a")
+    leaving = await node.run(pod("x"), "token-a")
     first = await node.session("token-a")
     own = {"mesh-session": first["Session"], "mesh-pod": first["PodUID"]}
-    await node.until_health("api", {"api-v1-x": "passing"})
+    await node.until_health("api", {"api-x": "passing"})
     assert await node.secrets(first["ProxyID"], own) == ["leaf", "roots"]
     leaving["metadata"]["deletionTimestamp"] = "2026-11-25T10:00:00Z"
     await node.api.put("pods", leaving)
-    await node.run(pod("x", account="api-v1", address="10.244.1.9"), "token-b")
+    await node.run(pod("x", namespace="shop", address="10.244.1.9"), "token-b")
     second = await node.session("token-b")
-    assert (second["ProxyID"], second["Service"]) == (first["ProxyID"], "api-v1")
-    await node.until_health("api-v1", {"api-v1-x": "passing"})
+    assert (second["ProxyID"], second["Service"]) == (first["ProxyID"], "api")
+    await node.until_health("api", {"api-x": "passing"})
     theirs = {"mesh-session": second["Session"], "mesh-pod": second["PodUID"]}
     assert "public:10.244.1.9:20000" in await node.secrets(second["ProxyID"], theirs, LISTENER)
     with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -362,23 +377,29 @@ async def test_who_cannot_prove_a_pod_gets_no_session(node: Node) -> None:
         assert text in answer.body.decode(), token
 
 
-async def test_controllers_use_the_whole_api_and_nobody_else_does(node: Node) -> None:
+async def test_controllers_use_what_they_need_of_the_api_and_nobody_else_does(node: Node) -> None:
     await node.run(pod("a"), "pods-token")
     node.api.account("controller", "mesh-system", "mesh-controller")
     node.api.account("impostor", "elsewhere", "mesh-controller")
     for token, status in [("controller", 200), ("impostor", 403), ("pods-token", 403), ("junk", 401), ("", 401)]:
         assert (await node.ask("GET", "/v1/catalog/services", token)).status == status, token
-    written = await node.ask(
-        "PUT", "/v1/connect/intentions/exact?source=web&destination=api", "controller", {"Action": "allow"}
-    )
-    assert written.status == 200, written.body
+    entry = {"Kind": "service-defaults", "Name": "api", "Protocol": "http"}
+    assert (await node.ask("PUT", "/v1/config", "controller", entry)).status == 200
+    for method, path in [
+        ("GET", "/v1/connect/ca/leaf/api"),
+        ("PUT", "/v1/agent/service/register"),
+        ("PUT", "/v1/connect/intentions/exact?source=web&destination=api"),
+        ("GET", "/v1/config/service-defaults/api/.."),
+        ("PUT", "/v1/kubernetes/webhook-certificate"),
+    ]:
+        assert (await node.ask(method, path, "controller", {})).status == 403, path
     reviews = node.api.reviews
     for _ in range(5):
         assert (await node.ask("GET", "/v1/catalog/services", "controller")).status == 200
     assert node.api.reviews == reviews, "answers of the API server are remembered"
 
 
-async def test_a_controller_gets_a_certificate_for_its_webhook_and_for_nothing_else(node: Node) -> None:
+async def test_an_injector_gets_a_certificate_for_its_webhook_and_for_nothing_else(node: Node) -> None:
     node.api.account("injector", "mesh-system", "mesh-injector")
     csr = _webhook_csr()
     body = {"DNSNames": ["mesh-injector.mesh-system.svc"], "CSR": csr}
@@ -389,11 +410,14 @@ async def test_a_controller_gets_a_certificate_for_its_webhook_and_for_nothing_e
     assert names.get_values_for_type(x509.DNSName) == ["mesh-injector.mesh-system.svc"]
     assert names.get_values_for_type(x509.UniformResourceIdentifier) == []
     assert json.loads(answer.body)["Roots"]
-    for wrong in (["api.example.com"], ["x.default.svc"], ["*.mesh-system.svc"], [], ["a.mesh-system.svc", "b.svc"]):
+    own = "mesh-injector.mesh-system.svc"
+    for wrong in (["api.example.com"], ["x.mesh-system.svc"], ["*.mesh-system.svc"], [], [own, "x.mesh-system.svc"]):
         refused = await node.ask("PUT", "/v1/kubernetes/webhook-certificate", "injector", body | {"DNSNames": wrong})
         assert refused.status == 400, wrong
     await node.run(pod("a"), "pods-token")
     assert (await node.ask("PUT", "/v1/kubernetes/webhook-certificate", "pods-token", body)).status == 403
+    for path in ("/v1/catalog/services", "/v1/connect/ca/leaf/api", "/v1/config/service-defaults"):
+        assert (await node.ask("GET", path, "injector")).status == 403, path
 
 
 def _webhook_csr() -> str:

@@ -45,6 +45,7 @@ async def authority(
         root_ttl_s=1e8,
         leaf_ttl_s=3600.0,
         agent_ttl_s=3600.0,
+        webhooks=["mesh-injector.mesh-system.svc"],
     )
 
 
@@ -176,6 +177,17 @@ def test_renewal_falls_between_a_third_and_half_of_life() -> None:
     life = span.not_after - span.not_before
     for seed in range(50):
         assert 0.33 * life <= renewal_at(span, random.Random(seed)) - span.not_before <= 0.5 * life
+
+
+@pytest.mark.parametrize(
+    "names", [(), ("api.default.svc",), ("mesh-injector.mesh-system.svc", "api.default.svc"), ("api.example.com",)]
+)
+async def test_a_certificate_for_a_webhook_has_the_name_of_a_known_one(names: tuple[str, ...]) -> None:
+    ca = await authority()
+    csr = new_csr(WEB, new_key())
+    assert "BEGIN CERTIFICATE" in ca.sign_webhook(csr, ["mesh-injector.mesh-system.svc"])
+    with pytest.raises(PermissionDenied, match=r"kubernetes\.injectors"):
+        ca.sign_webhook(csr, names)
 
 
 class Signer:

@@ -77,6 +77,7 @@ def test_secrets_are_read_from_their_files(tmp_path: Path) -> None:
         ('node_name = "n"\n[kubernetes]\napi = "10.0.0.1:6443"', "kubernetes.api"),
         ('node_name = "n"\n[kubernetes]\napi = "https://10.0.0.1:6443"', "kubernetes.ca_file"),
         ('node_name = "n"\n[kubernetes]\napi = "http://x"\ncontrollers = ["mesh-controller"]', "namespace/name"),
+        ('node_name = "n"\n[kubernetes]\ninjectors = ["a/b/c"]', "kubernetes.injectors: 'a/b/c'"),
     ],
 )
 def test_a_mistake_in_the_file_is_named(tmp_path: Path, text: str, named: str) -> None:

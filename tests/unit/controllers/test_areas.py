@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from mesh_agent.controllers.areas import ToMeshArea
+from mesh_agent.controllers.areas import Report, ToMeshArea, perform
 from mesh_agent.controllers.fence import FencedCluster, FencedMesh
+from mesh_agent.controllers.objects import Create
 from mesh_agent.controllers.settings import Settings, ToMesh
-from mesh_agent.errors import InvalidRequest, StoreConflict, Unreachable
+from mesh_agent.errors import InvalidRequest, PermissionDenied, StoreConflict, Unreachable
 from tests.support.kubernetes_objects import Json, endpoint, endpoint_slice, service
 
 
@@ -117,3 +118,34 @@ async def test_without_the_lease_nothing_is_sent() -> None:
     assert catalog.writes == before
     await mesh.get("/v1/config/a")
     await cluster.request("GET", "/api")
+
+
+class Forbidding:
+    """A cluster that forbids writes below one path."""
+
+    def __init__(self, path: str, error: Exception) -> None:
+        self._path, self._error = path, error
+        self.written: list[str] = []
+
+    async def request(self, method: str, path: str, body: Json | None = None) -> Json:
+        if path.startswith(self._path):
+            raise self._error
+        self.written.append(path)
+        return {}
+
+
+async def test_what_is_forbidden_in_one_namespace_is_a_problem_and_not_a_failure_of_the_round() -> None:
+    cluster, report = Forbidding("/a", PermissionDenied("forbidden")), Report()
+    await perform(
+        cluster, [Create("/a", {"metadata": {"name": "x"}}), Create("/b", {"metadata": {"name": "x"}})], report
+    )
+    assert cluster.written == ["/b"]
+    (problem,) = report.finish().problems
+    assert problem.endswith("forbidden")
+
+
+async def test_a_cluster_that_cannot_be_asked_is_a_failure() -> None:
+    report = Report()
+    await perform(Forbidding("/a", Unreachable("away")), [Create("/a", {"metadata": {"name": "x"}})], report)
+    with pytest.raises(Unreachable):
+        report.finish()

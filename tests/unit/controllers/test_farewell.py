@@ -67,9 +67,9 @@ def cluster() -> Cluster:
     return Cluster(
         {
             "/api/v1/configmaps": [named("mesh-ca-bundle", "a", labels=OURS), named("mesh-ca-bundle", "b")],
-            "/api/v1/namespaces/mesh-system/services": [
-                named("web", "mesh-system", labels=OURS),
-                named("dns", "mesh-system"),
+            "/api/v1/namespaces/mesh-services/services": [
+                named("web", "mesh-services", labels=OURS),
+                named("dns", "mesh-services"),
             ],
             f"{api}serviceintentions": [
                 named("web", "a", finalizers=["other", FINALIZER]),
@@ -82,12 +82,12 @@ def cluster() -> Cluster:
 
 async def test_everything_of_ours_goes_and_nothing_else() -> None:
     found, mesh = cluster(), Mesh({"Node": {"Meta": META}, "Services": [{"ID": "w1", "Meta": META}]})
-    settings = Settings(to_kubernetes=ToKubernetes(enabled=True, namespace="mesh-system"))
+    settings = Settings(to_kubernetes=ToKubernetes(enabled=True, namespace="mesh-services"))
     await take_leave(found, mesh, settings)
     assert found.asked == [
         "PUT /apis/mesh.openmesh.io/v1alpha1/namespaces/a/serviceintentions/web",
         "DELETE /api/v1/namespaces/a/configmaps/mesh-ca-bundle",
-        "DELETE /api/v1/namespaces/mesh-system/services/web",
+        "DELETE /api/v1/namespaces/mesh-services/services/web",
         "DELETE /apis/coordination.k8s.io/v1/namespaces/mesh-system/leases/mesh-controllers",
     ]
     assert found.bodies[0]["metadata"]["finalizers"] == ["other"]

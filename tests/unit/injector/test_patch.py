@@ -38,6 +38,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "nobody": (pod(serviceAccountName="default"), "'default' is nobody"),
     "no account": (pod(serviceAccountName=""), "'default' is nobody"),
     "another service": (annotated(service="shop"), "must be the same"),
+    "account null": (pod(serviceAccountName=None), "'default' is nobody"),
+    "containers null": (pod(containers=None), "spec.containers is empty"),
+    "no containers": (pod(containers=[]), "spec.containers is empty"),
     "host network": (pod(hostNetwork=True), "hostNetwork"),
     "windows": (pod(os={"name": "windows"}), "Windows"),
     "envoy's port": (pod(containers=container(ports=[{"containerPort": 15001}])), "port 15001 of container 'web'"),
@@ -153,3 +156,13 @@ def test_an_application_sleeps_no_longer_than_it_may_live(grace_s: int, sleeps: 
 def test_envoy_may_use_every_core() -> None:
     found = injected(pod(), InjectorSettings(image="mesh:1", version="1", concurrency=0))
     assert "--concurrency" not in found["spec"]["initContainers"][1]["args"]
+
+
+def test_what_is_null_is_as_if_it_were_not_there() -> None:
+    fields = {"livenessProbe": None, "lifecycle": {"postStart": None}, "securityContext": None, "env": None}
+    nothing = dict.fromkeys(("initContainers", "volumes", "securityContext", "terminationGracePeriodSeconds", "os"))
+    found = pod(containers=container(**fields), **nothing)
+    found["metadata"] |= {"labels": None, "annotations": None}
+    made = injected(found, SETTINGS)
+    assert [each["name"] for each in made["spec"]["containers"]] == ["web"]
+    assert apply(found, patch(found, SETTINGS)) == made

@@ -45,6 +45,19 @@ def test_a_pod_is_an_instance_with_a_sidecar_in_transparent_mode() -> None:
     assert proxy.config == {"passthrough": ["10.96.0.1:443"]}
 
 
+def test_no_two_pods_of_a_namespace_make_the_same_ids() -> None:
+    names = ("x", "api-x", "web-x", "web-api-x", "api.x", "sidecar-proxy", "api-web-api-0", "web-api-0")
+    pods = [read(pod(name, account=account)) for account in ("web", "api", "web-api", "web-api-x") for name in names]
+    ids = [each for found in pods for each in (found.instance_id, found.proxy_id)]
+    assert len(set(ids)) == len(ids)
+    assert read(pod("web-api-0", account="web-api")).instance_id == "web-api_web-api-0"
+
+
+def test_a_pod_that_is_called_like_a_sidecar_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="must not end with '-sidecar-proxy'"):
+        read(pod("x-sidecar-proxy"))
+
+
 def test_a_pod_that_is_not_ready_is_critical_and_says_why() -> None:
     found = pod("a", ready=False)
     found["status"]["conditions"][0]["message"] = "containers with unready status: [app]"
