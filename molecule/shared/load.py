@@ -49,7 +49,7 @@ def main() -> None:
                     f"{time.strftime('%H:%M:%S')} {how.__name__}: {outcome} after {time.monotonic() - began:.2f} s"
                 )
         fresh.close()
-        time.sleep(0.005)
+        time.sleep(0.02)
     print(json.dumps({"good": good, "failed": failed}))  # noqa: T201
 
 
