@@ -2,6 +2,9 @@
 
 Any server may do it, as often as it likes: the plan is empty once the catalog agrees. A node that gossip does not know (its agent died while no server was
 there to see it) is declared critical only after a grace period, so that a server that starts does not fail everybody before they have joined it.
+
+With a node its other checks fail, once: what they said last is not true of a host that has lost its power, and when gossip finds it alive again, its agent
+writes what is. Else calls would go to services that have not started yet.
 """
 
 from collections.abc import Iterable
@@ -60,7 +63,7 @@ def plan(view: View, found: Iterable[Liveness], *, settled: bool) -> Plan:
             and health is not None
             and health.status is not Status.CRITICAL
         ):
-            puts |= _health(node.name, alive=False)
+            puts |= _failed(view, node.name)
     return Plan(puts, deletes)
 
 
@@ -94,8 +97,20 @@ def _kept(view: View, each: Liveness) -> dict[str, bytes]:
     health = view.checks_of(each.name).get(SERF_HEALTH)
     wanted = Status.PASSING if each.alive else Status.CRITICAL
     if health is None or health.status is not wanted:
-        puts |= _health(each.name, alive=each.alive)
+        puts |= _health(each.name, alive=True) if each.alive else _failed(view, each.name)
     return puts
+
+
+def _failed(view: View, node: str) -> dict[str, bytes]:
+    others = (check for check in view.checks_of(node).values() if check.id != SERF_HEALTH)
+    puts = {
+        keys.check(node, check.id): msgspec.json.encode(
+            msgspec.structs.replace(check, status=Status.CRITICAL, output=_FAILED_OUTPUT)
+        )
+        for check in others
+        if check.status is not Status.CRITICAL
+    }
+    return puts | _health(node, alive=False)
 
 
 def _health(node: str, *, alive: bool) -> dict[str, bytes]:
