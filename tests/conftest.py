@@ -1,5 +1,6 @@
 """Options and fixtures of the whole suite."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite the expected files of golden tests")
     parser.addoption("--seeds", type=int, default=1, help="how many seeds each simulated scenario runs with")
     parser.addoption("--seed", type=int, help="run simulated scenarios with just this seed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Whoever ends the run, by Ctrl-C or by SIGTERM, in the background too: fixtures clean up what they started."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
 
 
 @pytest.fixture
