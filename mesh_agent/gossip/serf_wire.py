@@ -149,7 +149,7 @@ def _query_fields(m: QueryMessage) -> dict[str, Any]:
         "Filters": list(m.filters) or None,
         "Flags": m.flags,
         "RelayFactor": m.relay,
-        "Timeout": int(m.timeout_s * 1e9),
+        "Timeout": round(m.timeout_s * 1e9),
         "Name": m.name,
         "Payload": m.payload or None,
     }

@@ -1,15 +1,11 @@
 """In whatever order news arrives, everybody comes to believe the same."""
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh_agent.gossip import wire
 from mesh_agent.gossip.node import State
 from tests.unit.gossip.machines import Bench, alive
-
-# How long an example takes depends on what else the machine does.
-settings.register_profile("gossip", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("gossip")
 
 incarnations = st.integers(1, 4)
 updates = st.one_of(
