@@ -25,6 +25,8 @@ else
     echo "/sys/fs/cgroup$(sed -n 's/^0:://p' /proc/self/cgroup)" >> "$D/cgroups"
 fi
 while :; do
+    # Nothing runs yet: the groups of an earlier life go, as with a real loss of power. A kubelet looks for each container whose group it finds.
+    while read -r g; do find "$g" -mindepth 1 -depth -type d -exec rmdir {} + 2>/dev/null || :; done < "$D/cgroups"
     rc=0
     # shellcheck disable=SC2086
     (echo "$(sh -c 'echo $PPID')" > "$D/nspawn.pid"; exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin SYSTEMD_NSPAWN_API_VFS_WRITABLE=1 SYSTEMD_SECCOMP=0 \
