@@ -36,12 +36,12 @@ programs: setup # helm and kubeconform for the chart's tests, an API server for 
 unit: setup envoy programs ## tests without the lab
 	@pytest -q
 molecule: wheelhouse ## two datacenters of real hosts, everything that a sceptic would try
-	@trap 'MESH_LAB_NAME=molecule mesh lab down' EXIT; molecule test -s multi_dc
+	@tools/scenario.sh multi_dc molecule
 kubernetes: artifacts ## two datacenters with a cluster in each
-	@trap 'MESH_LAB_NAME=molk8s mesh lab down' EXIT; molecule test -s kubernetes
+	@tools/scenario.sh kubernetes molk8s
 upgrade: artifacts ## clusters of three control planes: from 1.36 to 1.37 under load, one dies, one is replaced, one cluster is given up
 	@mesh artifacts build kubernetes --kubernetes 1.36.3
-	@trap 'MESH_LAB_NAME=molha mesh lab down' EXIT; molecule test -s upgrade
+	@tools/scenario.sh upgrade molha
 test: check unit molecule kubernetes ## everything but the scenario upgrade
 bench: setup ## measure DNS, HTTP, gossip and xDS, each beside a peer or a limit
 	@for each in dns http gossip xds idle; do python -m benchmarks.$$each || exit; done

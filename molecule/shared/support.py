@@ -19,6 +19,7 @@ from mesh_agent.lab.testinfra_backend import register
 
 register()
 MEASURED: list[str] = []
+JOURNAL = "journalctl --no-pager -o short-precise -n 100 -u 'mesh-*' -u kubelet --since '-5 min'"
 
 
 class Node:
@@ -110,6 +111,17 @@ def until(condition: Callable[[], Any], what: str, deadline_s: float = 60.0) -> 
 def measured(text: str) -> None:
     """Remember a figure for the summary."""
     MEASURED.append(text)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
+    """Show with a test that failed what the hosts' journals say of the mesh."""
+    report = yield
+    if report.failed:
+        nodes = getattr(item, "funcargs", {}).get("mesh")
+        for name, node in nodes.nodes.items() if nodes else ():
+            report.sections.append((f"journal of {name}", node.run(JOURNAL)[1]))
+    return report
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

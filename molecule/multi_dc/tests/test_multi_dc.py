@@ -8,6 +8,7 @@ import time
 import pytest
 from conftest import Datacenters, Node, measured, until
 
+pytestmark = pytest.mark.timeout(600)
 API = ["10.2.0.12", "10.2.0.13"]
 WEB = ["10.1.0.12"]
 CALL = "curl -s -m 5 -o /dev/null -w '%{http_code}' http://127.0.0.1:9191/"

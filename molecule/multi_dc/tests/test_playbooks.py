@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import Datacenters, Node, measured, until
 
+pytestmark = pytest.mark.timeout(600)
 PROJECT = Path(os.environ["MESH_PROJECT"])
 ENVIRONMENT = os.environ | {
     "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
@@ -56,7 +57,6 @@ def _keys(node: Node, pool: str) -> set[str]:
     return set(node.api(f"/v1/operator/keyring?pool={pool}")[0]["Keys"])
 
 
-@pytest.mark.timeout(600)
 def test_gossip_keys_are_rotated_while_everything_works(mesh: Datacenters) -> None:
     servers = mesh["dc1-s1"], mesh["dc2-s1"]
     before = [_keys(servers[0], "wan"), *(_keys(each, "lan") for each in servers)]
@@ -76,7 +76,6 @@ def test_gossip_keys_are_rotated_while_everything_works(mesh: Datacenters) -> No
     until(lambda: mesh["dc1-c2"].api("/v1/agent/members")[2:], "an agent that restarts is in the pool with the new key")
 
 
-@pytest.mark.timeout(600)
 def test_a_removed_node_is_gone_and_can_come_back(mesh: Datacenters) -> None:
     gone, server = mesh["dc1-c2"], mesh["dc1-s1"]
     _play("remove_node", "--limit", gone.name)
