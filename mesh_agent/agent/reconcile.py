@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from mesh_agent.catalog import keys
-from mesh_agent.model import SERF_HEALTH, SERVERS, Service
+from mesh_agent.model import SERF_HEALTH, SERVERS, Record, Service
 
 _MAX_RECORDS = 512
 _MAX_BYTES = 256 * 1024
@@ -76,29 +76,31 @@ class Written:
     """What was written and has not come back through the catalog yet.
 
     A registration that is taken back before the View has heard of it must still be deleted: the View alone would say that there is nothing to do.
-    What the View does not confirm within `patience_s` is forgotten: then the View is right.
+    A write counts as long as the View has its record as it was before; once that has moved on, the View is right, also if it does not say what was
+    written: a server may have written after us (a node that it holds for dead has failing checks), and that must be put right. What does not move
+    within `patience_s` is forgotten.
     """
 
     def __init__(self, patience_s: float = 10.0) -> None:
         self._patience_s = patience_s
-        self._pending: dict[str, tuple[bytes | None, float]] = {}
+        self._pending: dict[str, tuple[bytes | None, int, float]] = {}
 
-    def add(self, part: Part, now: float) -> None:
-        """A write that succeeded."""
+    def add(self, part: Part, before: Mapping[str, int], now: float) -> None:
+        """A write that succeeded; `before`: the revisions that the View had when it was decided."""
         puts, deletes = part
         for key in deletes:
-            self._pending[key] = (None, now)
+            self._pending[key] = (None, before.get(key, 0), now)
         for key, value in puts.items():
-            self._pending[key] = (value, now)
+            self._pending[key] = (value, before.get(key, 0), now)
 
-    def over(self, held: Mapping[str, bytes], now: float) -> dict[str, bytes]:
+    def over(self, held: Mapping[str, Record], now: float) -> dict[str, bytes]:
         """What the catalog holds, as far as is known: `held` with what is on its way."""
-        for key, (value, at) in tuple(self._pending.items()):
-            if held.get(key) == value or now - at > self._patience_s:
+        result = {key: record.value for key, record in held.items()}
+        for key, (value, before, at) in tuple(self._pending.items()):
+            revision = held[key].revision if key in held else 0
+            if result.get(key) == value or revision != before or now - at > self._patience_s:
                 del self._pending[key]
-        result = dict(held)
-        for key, (value, _) in self._pending.items():
-            if value is None:
+            elif value is None:
                 result.pop(key, None)
             else:
                 result[key] = value

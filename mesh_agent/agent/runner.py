@@ -274,7 +274,9 @@ class LocalAgent:
         self._kept = {at: wanted.get(at, _UNKNOWN) for at in found}  # what a file has taken over since goes from disk
         self._adopt(state)
         saved = {
-            each.id: SavedResult(each.status, each.output, each.at) for each in self._storage.read("results", _Result)
+            each.id: SavedResult(each.status, each.output, each.at)
+            for each in results
+            if each.boot in ("", self._boot_id)
         }
         self._monitor.resume(saved, now, self._clock.wall())
         self._settle()

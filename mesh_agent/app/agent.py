@@ -530,7 +530,8 @@ class Agent:
         )
 
     async def _leave(self) -> None:
-        """Say goodbye to both pools, then stop."""
+        """Say goodbye to both pools, then stop. First of all the catalog is left alone: else what the servers delete now would be registered again."""
+        self._agent.leave()
         pools = [pool for pool in (self._wan, self._lan) if pool is not None]
         for pool in pools:
             await pool.pool.leave()

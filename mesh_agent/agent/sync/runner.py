@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from mesh_agent.agent.reconcile import Part, Written, diff, halves, parts
 from mesh_agent.catalog.reader import CatalogReader
@@ -50,12 +50,18 @@ class AntiEntropy:
         self._wanted, self._attempted = 1, 0
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._written = Written()
+        self._silent = False
         self._listened: View | None = None
         self._stop_listening: Callable[[], None] = lambda: None
 
     def mark(self) -> None:
         """What this node wants has changed."""
         self._wanted += 1
+        self._changed.set()
+
+    def fall_silent(self) -> None:
+        """Write nothing any more: this node leaves, and what the servers delete then must stay deleted."""
+        self._silent = True
         self._changed.set()
 
     async def settled(self, timeout_s: float) -> None:
@@ -71,7 +77,7 @@ class AntiEntropy:
         """Keep the catalog in step, for ever."""
         failures = 0
         try:
-            while True:
+            while not self._silent:
                 self._changed.clear()
                 seen = self._wanted
                 failures = await self._try(failures)
@@ -113,13 +119,16 @@ class AntiEntropy:
             self._stop_listening()
             self._listened = view
             self._stop_listening = view.listen(self._topic, lambda _: self._changed.set())
-        held = {key: record.value for key, record in view.records(self._topic).items()}
+        held = view.records(self._topic)
         puts, deletes = diff(self._records(), self._written.over(held, self._clock.now()), self._node)
+        before = {key: record.revision for key, record in held.items()}
         for part in parts(puts, deletes):
-            await self._send(part)
+            await self._send(part, before)
 
-    async def _send(self, part: Part) -> None:
+    async def _send(self, part: Part, before: Mapping[str, int]) -> None:
         """Write; what the servers refuse does not keep the rest from them."""
+        if self._silent:
+            return
         try:
             await self._write(*part)
         except InvalidRequest as error:
@@ -128,6 +137,6 @@ class AntiEntropy:
                 puts, deletes = part
                 log.error("the servers refuse %s: %s", ", ".join([*puts, *deletes]), error)
             for each in smaller:
-                await self._send(each)
+                await self._send(each, before)
         else:
-            self._written.add(part, self._clock.now())
+            self._written.add(part, before, self._clock.now())

@@ -7,7 +7,7 @@ import pytest
 
 from mesh_agent.agent.reconcile import Written, diff, halves, parts
 from mesh_agent.catalog import keys
-from mesh_agent.model import Service
+from mesh_agent.model import Record, Service
 
 NODE, SERF, CONSUL = keys.node("n"), keys.check("n", "serfHealth"), keys.service("n", "consul")
 WEB, CHECK = keys.service("n", "web"), keys.check("n", "c")
@@ -68,11 +68,26 @@ def test_a_piece_can_be_divided_down_to_one_record() -> None:
     assert halves(({"k": b""}, [])) == []
 
 
+def _held(**revisions: int) -> dict[str, Record]:
+    return {key: Record(key, str(revision).encode(), 1, revision) for key, revision in revisions.items()}
+
+
 def test_what_was_written_counts_until_the_view_has_it_or_time_is_up() -> None:
     written = Written(patience_s=10.0)
-    written.add(({"a": b"1"}, ["b"]), now=0.0)
-    assert written.over({"b": b"0", "c": b"0"}, now=1.0) == {"a": b"1", "c": b"0"}
-    assert written.over({"a": b"1", "b": b"0"}, now=2.0) == {"a": b"1"}
-    assert written.over({"a": b"other"}, now=3.0) == {"a": b"other"}, "confirmed once: then the View counts"
-    written.add(({"a": b"2"}, []), now=4.0)
-    assert written.over({"a": b"other"}, now=14.1) == {"a": b"other"}, "never confirmed"
+    written.add(({"a": b"5"}, ["b"]), {"b": 3}, now=0.0)
+    assert written.over(_held(b=3, c=4), now=1.0) == {"a": b"5", "c": b"4"}
+    assert written.over(_held(a=5, b=3), now=2.0) == {"a": b"5"}
+    assert written.over(_held(a=6), now=3.0) == {"a": b"6"}, "confirmed once: then the View counts"
+    written.add(({"a": b"7"}, []), {"a": 6}, now=4.0)
+    assert written.over(_held(a=6), now=14.1) == {"a": b"6"}, "never confirmed"
+
+
+def test_who_writes_after_us_is_seen_although_our_own_write_never_was() -> None:
+    """A server fails the checks of a node that it holds for dead; the View may tell of that and of our write before it in one step."""
+    written = Written(patience_s=10.0)
+    failed = {CHECK: Record(CHECK, b"critical", 1, 4)}
+    written.add(({CHECK: b"passing"}, []), {CHECK: 4}, now=0.0)
+    assert written.over(failed, now=0.1) == {CHECK: b"passing"}
+    again = {CHECK: Record(CHECK, b"critical", 1, 6)}
+    assert written.over(again, now=0.2) == {CHECK: b"critical"}
+    assert diff({CHECK: b"passing"}, written.over(again, now=0.3), "n") == ({CHECK: b"passing"}, [])
