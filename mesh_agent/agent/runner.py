@@ -35,12 +35,13 @@ _PORTS = "sidecar_ports"
 
 
 class _Result(msgspec.Struct):
-    """A result of a check on disk; `at` is wall time."""
+    """A result of a check on disk; `at` is wall time, `boot` the life of the host that it was found in (empty: not known)."""
 
     id: str
     status: Status
     output: str
     at: float
+    boot: str = ""
 
 
 class LocalAgent:
@@ -57,8 +58,12 @@ class LocalAgent:
         clock: Clock,
         rng: random.Random,
         metrics: Metrics | None = None,
+        *,
+        boot_id: str = "",
     ) -> None:
+        """`boot_id` is another one each time the host starts: with the host its services start anew, and results of before say nothing of them."""
         self.node = node
+        self._boot_id = boot_id
         self._config = config
         self._catalog = catalog
         self._probes = probes
@@ -235,7 +240,7 @@ class LocalAgent:
         values: dict[tuple[str, str], object] = {}
         for check_id in ids:
             check = self._state.checks.get(check_id)
-            values["results", check_id] = check and _Result(check_id, check.status, check.output, at)
+            values["results", check_id] = check and _Result(check_id, check.status, check.output, at, self._boot_id)
         with self._forgiven("results of checks"):
             await self._storage.write(values, durable=False)
 
@@ -273,6 +278,7 @@ class LocalAgent:
         found += [("checks", each.id) for each in checks if each.id in state.checks]
         self._kept = {at: wanted.get(at, _UNKNOWN) for at in found}  # what a file has taken over since goes from disk
         self._adopt(state)
+        results = self._storage.read("results", _Result)
         saved = {
             each.id: SavedResult(each.status, each.output, each.at)
             for each in results
@@ -280,12 +286,16 @@ class LocalAgent:
         }
         self._monitor.resume(saved, now, self._clock.wall())
         self._settle()
-        self._unsaved = {check_id for check_id in saved if check_id not in state.checks}
+        self._unsaved = {each.id for each in results if each.id not in state.checks}
 
     def _read_files(self) -> Definitions:
         return read_definitions(self._config.services_dir, self._allow)
 
     # running
+
+    def leave(self) -> None:
+        """This node leaves the mesh: the catalog hears nothing of it any more."""
+        self._entropy.fall_silent()
 
     async def run(self) -> None:
         """Run checks and keep the catalog in step, for ever."""

@@ -17,7 +17,7 @@ from mesh_agent.agent.runner import LocalAgent
 from mesh_agent.app import topics
 from mesh_agent.app.kubernetes import KubernetesNode
 from mesh_agent.app.notify import notify
-from mesh_agent.app.paths import Paths
+from mesh_agent.app.paths import Paths, boot_id
 from mesh_agent.app.pools import JoinedPool, tags
 from mesh_agent.app.roots import tag_of
 from mesh_agent.app.server import Server
@@ -147,7 +147,15 @@ class Agent:
             self._start_identity_of_server()
         await self._start_pools(group)
         self._agent = LocalAgent(
-            config, self._node(), catalog, self._sync, Probes(), self._paths.state, self._clock, self._rng
+            config,
+            self._node(),
+            catalog,
+            self._sync,
+            Probes(),
+            self._paths.state,
+            self._clock,
+            self._rng,
+            boot_id=boot_id(),
         )
         self._agent.restore()
         if config.kubernetes.api:

@@ -41,6 +41,14 @@ class Paths:
         return path.read_text(encoding="utf-8").strip()
 
 
+def boot_id() -> str:
+    """What is another one each time this host starts; empty where the kernel does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
 def write_atomically(path: Path, content: bytes, mode: int = 0o600) -> None:
     """Replace a file in one step, so that a crash leaves the old or the new one."""
     fresh = path.with_name(path.name + ".new")

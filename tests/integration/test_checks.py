@@ -321,12 +321,21 @@ class Town:
         self.down = False
         self.refused: set[str] = set()
         self.syncs = 0
+        self.boot_id = "first"
         self.agent = self._build()
         self._task: asyncio.Task[None] | None = None
 
     def _build(self) -> LocalAgent:
         return LocalAgent(
-            self.config, self.node, self.catalog, self._sync, Probes(), self.directory, self.clock, Random(5)
+            self.config,
+            self.node,
+            self.catalog,
+            self._sync,
+            Probes(),
+            self.directory,
+            self.clock,
+            Random(5),
+            boot_id=self.boot_id,
         )
 
     async def _sync(self, puts: dict[str, bytes], deletes: list[str]) -> None:
@@ -437,6 +446,28 @@ async def test_what_is_on_disk_outlives_a_restart(town: Town) -> None:
     assert [path.name for path in (town.directory / "checks").iterdir()] == ["node.json"]
     mode = next((town.directory / "services").iterdir()).stat().st_mode & 0o777
     assert mode == 0o600, "headers of checks may be secrets"
+
+
+async def test_results_outlive_the_agent_but_not_the_host(town: Town) -> None:
+    await town.agent.register_service(_web(_ttl()))
+    await town.agent.update_ttl("service:web", OK, "fine")
+    await town.restart()
+    assert town.agent.service_health("web")[0] is OK
+    town.boot_id = "second"
+    await town.restart()
+    assert town.agent.service_health("web")[0] is BAD, (
+        "its services have started anew, and nobody has looked at them yet"
+    )
+    await until(lambda: town.status("service:web") is BAD, "the catalog hears of it")
+
+
+async def test_a_node_that_leaves_does_not_register_again_what_the_servers_delete(town: Town) -> None:
+    await town.agent.register_service(_web(_ttl()))
+    syncs, service = town.syncs, town.view.services_of("n1")["web"]
+    town.agent.leave()
+    town.writer.delete(service)
+    await town.agent.register_service(_web(name="late"))  # waits for a sync, which does not come
+    assert (town.syncs, town.view.services_of("n1")) == (syncs, {})
 
 
 async def test_broken_files_of_an_earlier_run_do_not_take_the_others_with_them(town: Town) -> None:
