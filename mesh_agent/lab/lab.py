@@ -27,6 +27,7 @@ from mesh_agent.lab.machine import (
     restore_watches,
     run,
 )
+from mesh_agent.lab.relay import applied
 from mesh_agent.lab.spec import Host, Link, Spec
 
 _BOOT_S, _KILL_S = 60.0, 10.0
@@ -351,11 +352,7 @@ class Lab:
         def ready() -> bool:
             if _has_ended(pid):
                 raise LabError(f"the WAN relay ended: {log.read_text(encoding='utf-8', errors='replace')[-500:]}")
-            return all(
-                link.device in ip("-o", "link", "show", "up", netns=self._router(dc), quiet=True)
-                for link in self.spec.links
-                for dc in (link.one, link.two)
-            )
+            return applied(self._links_file)
 
         self._wait(ready, 10.0, f"the WAN relay did not start; see {log}")
 
@@ -412,7 +409,8 @@ class Lab:
             if change == "heal":
                 self._route(link)
         self._write_links(state)
-        time.sleep(0.1)  # the relay looks at its file every 50 ms
+        log = self.directory / "relay.log"
+        self._wait(lambda: applied(self._links_file), 10.0, f"the WAN relay does not take the change over; see {log}")
 
     def links(self) -> dict[str, Any]:
         """Properties of the WAN links."""

@@ -1,8 +1,8 @@
 """The WAN: a relay between TUN devices in the datacenters' routers, with delay, jitter, loss and rate. `python -m mesh_agent.lab.relay STATE_FILE`.
 
 The kernel's netem is not to be had everywhere; a relay in user space is. The state file (JSON) lists the links; it is read again when it changes, so
-a running link is changed by replacing the file. Each packet leaves after delay +- jitter, in the order of departure times; a rate is a token bucket's
-serialisation time. The process ends on SIGTERM, or when the state file is gone.
+a running link is changed by replacing the file, and `applied()` says when that is in force. Each packet leaves after delay +- jitter, in the order of
+departure times; a rate is a token bucket's serialisation time. The process ends on SIGTERM, or when the state file is gone.
 """
 
 import ctypes
@@ -80,6 +80,18 @@ def open_tun(netns: str, device: str, address: str, peer: str) -> int:
     return descriptor
 
 
+def applied(state_file: Path) -> bool:
+    """Whether the relay has taken over what the state file says now."""
+    try:
+        return _acknowledgement(state_file).read_text(encoding="ascii") == str(state_file.stat().st_mtime_ns)
+    except FileNotFoundError:
+        return False
+
+
+def _acknowledgement(state_file: Path) -> Path:
+    return state_file.with_suffix(".applied")
+
+
 class Relay:
     """All links of a lab."""
 
@@ -108,6 +120,9 @@ class Relay:
                 wire = self._wires[name] = Wire((one, two), random.Random(link["device"]))  # noqa: S311 (no secret)
                 self._by_end |= {one: (wire, two), two: (wire, one)}
             wire.set(link)
+        fresh = self._file.with_suffix(".applying")
+        fresh.write_text(str(modified), encoding="ascii")
+        fresh.replace(_acknowledgement(self._file))
 
     def run(self) -> None:
         """Relay until the state file is gone."""
