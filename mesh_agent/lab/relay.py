@@ -83,7 +83,7 @@ def open_tun(netns: str, device: str, address: str, peer: str) -> int:
 def applied(state_file: Path) -> bool:
     """Whether the relay has taken over what the state file says now."""
     try:
-        return _acknowledgement(state_file).read_text(encoding="ascii") == str(state_file.stat().st_mtime_ns)
+        return _acknowledgement(state_file).read_bytes() == state_file.read_bytes()
     except FileNotFoundError:
         return False
 
@@ -97,7 +97,7 @@ class Relay:
 
     def __init__(self, state_file: Path) -> None:
         self._file = state_file
-        self._modified = 0
+        self._state = b""
         self._wires: dict[str, Wire] = {}
         self._by_end: dict[int, tuple[Wire, int]] = {}
         self._queue: list[tuple[float, int, int, bytes]] = []
@@ -105,12 +105,11 @@ class Relay:
 
     def look(self) -> None:
         """Read the state file if it changed; FileNotFoundError when it is gone."""
-        modified = self._file.stat().st_mtime_ns
-        if modified == self._modified:
+        state = self._file.read_bytes()
+        if state == self._state:
             return
-        state = json.loads(self._file.read_text(encoding="utf-8"))
-        self._modified = modified
-        for name, link in state.items():
+        self._state = state
+        for name, link in json.loads(state).items():
             wire = self._wires.get(name)
             if wire is None:
                 one, two = (
@@ -121,7 +120,7 @@ class Relay:
                 self._by_end |= {one: (wire, two), two: (wire, one)}
             wire.set(link)
         fresh = self._file.with_suffix(".applying")
-        fresh.write_text(str(modified), encoding="ascii")
+        fresh.write_bytes(state)
         fresh.replace(_acknowledgement(self._file))
 
     def run(self) -> None:
