@@ -27,7 +27,7 @@ from mesh_agent.lab.machine import (
     restore_watches,
     run,
 )
-from mesh_agent.lab.relay import applied
+from mesh_agent.lab.relay import acknowledgement, applied
 from mesh_agent.lab.spec import Host, Link, Spec
 
 _BOOT_S, _KILL_S = 60.0, 10.0
@@ -346,6 +346,7 @@ class Lab:
         if not self.spec.links:
             return
         log = self.directory / "relay.log"
+        acknowledgement(self._links_file).unlink(missing_ok=True)  # of a relay that has ended
         pid = _spawn([sys.executable, "-m", "mesh_agent.lab.relay", str(self._links_file)], log)
         (self.directory / "relay.pid").write_text(str(pid), encoding="ascii")
 

@@ -83,12 +83,13 @@ def open_tun(netns: str, device: str, address: str, peer: str) -> int:
 def applied(state_file: Path) -> bool:
     """Whether the relay has taken over what the state file says now."""
     try:
-        return _acknowledgement(state_file).read_bytes() == state_file.read_bytes()
+        return acknowledgement(state_file).read_bytes() == state_file.read_bytes()
     except FileNotFoundError:
         return False
 
 
-def _acknowledgement(state_file: Path) -> Path:
+def acknowledgement(state_file: Path) -> Path:
+    """Where the relay keeps the state that is in force."""
     return state_file.with_suffix(".applied")
 
 
@@ -121,7 +122,7 @@ class Relay:
             wire.set(link)
         fresh = self._file.with_suffix(".applying")
         fresh.write_bytes(state)
-        fresh.replace(_acknowledgement(self._file))
+        fresh.replace(acknowledgement(self._file))
 
     def run(self) -> None:
         """Relay until the state file is gone."""
