@@ -32,6 +32,7 @@ from mesh_agent.http.server import HttpServer
 from mesh_agent.model import SERF_HEALTH, Check, Node, Record, Status
 from tests.support.agents import until
 from tests.support.catalog import StaticCatalog, ViewWriter
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.filterwarnings('ignore:Overriding the "event_loop_policy" fixture')
 
@@ -167,23 +168,18 @@ async def test_https_verifies_unless_told_not_to(tmp_path: Path) -> None:
 # TCP, UDP
 
 
-async def _free_port() -> int:
-    async with await asyncio.start_server(lambda *_: None, "127.0.0.1", 0) as server:
-        return int(server.sockets[0].getsockname()[1])
-
-
 async def test_tcp() -> None:
     async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as server:
         endpoint = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
         assert await _probe(tcp=endpoint) == (OK, f"TCP connect {endpoint}: Success")
-    endpoint = f"127.0.0.1:{await _free_port()}"
+    endpoint = f"127.0.0.1:{free_port()}"
     assert await _probe(tcp=endpoint) == (BAD, f"TCP connect {endpoint}: Connection refused")
 
 
 @pytest.mark.parametrize("name", ["a..b", "x" * 70 + ".example", "does-not-exist.invalid"])
 async def test_a_name_that_cannot_be_resolved_is_critical(name: str) -> None:
     for fields in ({"tcp": f"{name}:1"}, {"udp": f"{name}:1"}, {"http": f"http://{name}/"}):
-        assert (await _probe(**fields))[0] is BAD
+        assert (await _probe(timeout_s=10.0, **fields))[0] is BAD  # a resolver may be out of reach
 
 
 class _Answering(asyncio.DatagramProtocol):
@@ -252,7 +248,7 @@ async def test_grpc_health() -> None:
         ):
             target = f"127.0.0.1:{port}{name}"
             assert await _probe(grpc=target) == (status, f"gRPC check {target}: {text}")
-    assert (await _probe(grpc=f"127.0.0.1:{await _free_port()}", timeout_s=3.0))[0] is BAD
+    assert (await _probe(grpc=f"127.0.0.1:{free_port()}", timeout_s=20.0))[0] is BAD
 
 
 # scripts, systemd
@@ -282,7 +278,7 @@ async def test_a_script_that_does_not_exist_or_may_not_run_is_critical(tmp_path:
 async def test_what_a_script_started_dies_with_it(tmp_path: Path, leave: str) -> None:
     pids = tmp_path / "pids"
     # `sleep` holds the pipe, so the check is not over when the shell is.
-    status, output = await _probe(args=("sh", "-c", f"sleep 1000 & echo $! > {pids}; {leave}"), timeout_s=1.5)
+    status, output = await _probe(args=("sh", "-c", f"sleep 1000 & echo $! > {pids}; {leave}"), timeout_s=5.0)
     assert (status, "timed out" in output) == (BAD, True)
     pid = int(pids.read_text())
     await until(lambda: not _runs(pid), f"process {pid} is gone")

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.agents import AgentProcess, Cluster
+from tests.support.agents import AgentProcess, Cluster, environment
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)  # some fifty programs are started
 
 _LISTS = [
     "members",
@@ -47,13 +46,12 @@ async def agent(tmp_path: Path) -> AsyncIterator[AgentProcess]:
 
 async def mesh(*arguments: str, **environ: str) -> tuple[int, str, str]:
     """(exit code, standard output, standard error)."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MESH_", "CONSUL_"))}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "mesh_agent",
         *arguments,
-        env=kept | environ,
+        env=environment(**environ),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -21,6 +21,7 @@ from mesh_agent.dns.server import DnsServer
 from mesh_agent.errors import ConfigError
 from mesh_agent.model import Node, Service, Topic
 from tests.support.catalog import StaticCatalog, ViewWriter
+from tests.support.ports import free_port
 
 LOOPBACK = "127.0.0.1"
 DEADLINE_S = 20.0
@@ -67,7 +68,9 @@ class Running:
         return await dns.asyncquery.tcp(dns.message.make_query(name, qtype), LOOPBACK, DEADLINE_S, self.port)
 
     async def dig(self, *arguments: str) -> str:
-        command = ["dig", f"@{LOOPBACK}", "-p", str(self.port), "+tries=1", "+time=15", *arguments]
+        binary = shutil.which("dig")
+        assert binary, "dig is not installed; `make packages` installs it (Debian's bind9-dnsutils)"
+        command = [binary, f"@{LOOPBACK}", "-p", str(self.port), "+tries=1", "+time=15", *arguments]
         process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
         output, _ = await process.communicate()
         assert process.returncode == 0, output
@@ -100,10 +103,6 @@ async def test_udp_and_tcp_on_the_same_port() -> None:
         assert len(addresses(await it.tcp("many.service.mesh"))) == 40
 
 
-needs_dig = pytest.mark.skipif(shutil.which("dig") is None, reason="dig (dnsutils) is not installed")
-
-
-@needs_dig
 @on_both_loops
 async def test_dig_understands_the_answers() -> None:
     async with running() as it:
@@ -257,8 +256,8 @@ class Upstream(asyncio.DatagramProtocol):
 
     async def start(self) -> "Upstream":
         loop = asyncio.get_running_loop()
-        self.stream = await asyncio.start_server(self._serve, LOOPBACK, 0)
-        self.port = self.stream.sockets[0].getsockname()[1]
+        self.port = free_port()
+        self.stream = await asyncio.start_server(self._serve, LOOPBACK, self.port)
         self.transport, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=(LOOPBACK, self.port))
         return self
 
@@ -329,7 +328,7 @@ async def test_foreign_names_go_to_the_first_recursor_that_answers() -> None:
 
 @on_both_loops
 async def test_a_silent_recursor_is_passed_over_after_its_time() -> None:
-    async with recursing("silent", "good", timeout_s=0.2) as (it, _):
+    async with recursing("silent", "good", timeout_s=1.0) as (it, _):
         assert addresses(await it.udp("www.example.com")) == ["192.0.2.2"]
 
 
@@ -383,9 +382,7 @@ async def test_the_addresses_behind_an_alias_come_with_it() -> None:
 
 @on_both_loops
 async def test_an_agent_is_not_its_own_recursor() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind((LOOPBACK, 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     config = AgentConfig(node_name="x", dns=DnsConfig(recursors=(f"{LOOPBACK}:{port}",)))
     with pytest.raises(ConfigError, match="is this agent itself"):
         await DnsServer(config, catalog(), random.Random(1)).start(LOOPBACK, port)

@@ -14,7 +14,8 @@ from mesh_agent.ca.issue import Authority
 from mesh_agent.ca.spiffe_id import agent_id
 from mesh_agent.sidecar.bootstrap import PodSidecar, pod_bootstrap, roots_secret
 from mesh_agent.xds.server import AdsServer
-from tests.support.sidecars import DC, TRUST_DOMAIN, Town, envoy_binary, eventually, free_port, until
+from tests.support.ports import free_port
+from tests.support.sidecars import DC, PATIENCE_S, TRUST_DOMAIN, Town, envoy_binary, eventually, until
 
 pytestmark = [pytest.mark.envoy, pytest.mark.timeout(120)]
 
@@ -105,10 +106,10 @@ class PodEnvoy:
             await process.wait()
             await self.hang_up()
 
-    async def answers(self, path: str) -> int:
+    async def answers(self, path: str, *, patience_s: float = PATIENCE_S) -> int:
         """HTTP status of the ready port; 0 if nobody answers."""
         try:
-            async with asyncio.timeout(2.0):
+            async with asyncio.timeout(patience_s):
                 reader, writer = await asyncio.open_connection("127.0.0.1", self.ready)
                 try:
                     writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
@@ -141,7 +142,7 @@ async def test_it_is_ready_with_its_first_configuration_and_not_before(pod: PodE
     pod.trust(issuer)
     async with pod.running():
         await until(lambda: _said(pod, "stream"), "it asks for its configuration")
-        assert await pod.answers("/ready") == 0
+        assert await pod.answers("/ready", patience_s=2.0) == 0
         await pod.serve(issuer)
         await until(lambda: _is(pod, "/ready", 200), "it is ready")
         assert await pod.answers("/config_dump") == 404
@@ -151,7 +152,7 @@ async def test_it_is_ready_with_its_first_configuration_and_not_before(pod: PodE
 
 
 async def _is(pod: PodEnvoy, path: str, status: int) -> bool:
-    return await pod.answers(path) == status
+    return await pod.answers(path, patience_s=2.0) == status
 
 
 async def test_it_obeys_its_nodes_agent_alone(pod: PodEnvoy) -> None:
@@ -162,7 +163,7 @@ async def test_it_obeys_its_nodes_agent_alone(pod: PodEnvoy) -> None:
             await pod.serve(impostor, node=node)
             await until(lambda: _said(pod, _VERIFY_FAILED), f"the certificate of {node} is refused")
             assert not pod.connected()
-            assert await pod.answers("/ready") == 0
+            assert await pod.answers("/ready", patience_s=2.0) == 0
             pod.log.write_text("")
         await pod.serve(issuer)
         await eventually(pod.connected, "the node's agent is obeyed")

@@ -17,7 +17,8 @@ from mesh_agent.http.message import Request, Response
 from mesh_agent.http.server import HttpServer
 from mesh_agent.model import Action
 from tests.support.callers import GREETING, Closed, Line, greeting_echo
-from tests.support.sidecars import Town, envoy_binary, eventually, free_port, until
+from tests.support.ports import free_port
+from tests.support.sidecars import PATIENCE_S, Town, envoy_binary, eventually, until
 
 pytestmark = [pytest.mark.envoy, pytest.mark.timeout(120)]
 
@@ -65,8 +66,16 @@ class Command:
     async def stop(self) -> int:
         if self.process.returncode is None:
             self.process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             return await self.process.wait()
+
+    async def end(self) -> None:
+        """Leave nothing of it behind, even if a test failed while it drains."""
+        if self.process.returncode is None:
+            for pid in (self.process.pid, envoy_of(self)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid or self.process.pid, signal.SIGKILL)
+            await self.process.wait()
 
 
 @contextlib.asynccontextmanager
@@ -85,8 +94,7 @@ async def sidecar(town: Town, agent: Agent, *words: str) -> AsyncIterator[Comman
     try:
         yield command
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            await command.stop()
+        await command.end()
 
 
 @pytest.fixture
@@ -174,6 +182,6 @@ async def test_on_sigterm_open_connections_may_end_first(town: Town, agent: Agen
 async def test_the_bootstrap_is_printed(town: Town, agent: Agent) -> None:
     town.register("web", calls=("api",))
     async with sidecar(town, agent, "bootstrap", "--service", "web") as command:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             assert await command.process.wait() == 0
     assert json.loads(command.text)["node"] == {"id": "web-sidecar-proxy", "cluster": "web"}

@@ -44,6 +44,13 @@ async def until(condition: Callable[[], Any], what: str, deadline_s: float = DEA
         pytest.fail(f"not within {deadline_s:g} s: {what} (last: {last!r})")
 
 
+def environment(**more: str) -> dict[str, str]:
+    """That of the tests, without what would be a setting of the mesh or make its output another one."""
+    colours = ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "TTY_COMPATIBLE")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MESH_", "CONSUL_")) and k not in colours}
+    return {**kept, "COLUMNS": "120", **more}
+
+
 class AgentProcess:
     """One `mesh_agent.app` process."""
 
@@ -68,7 +75,7 @@ class AgentProcess:
                 sys.executable,
                 "-m",
                 "mesh_agent.app",
-                env={**os.environ, "MESH_CONFIG_FILE_FLAGS": json.dumps(given)},
+                env=environment(MESH_CONFIG_FILE_FLAGS=json.dumps(given)),
                 stdout=log,
                 stderr=log,
             )
@@ -99,7 +106,8 @@ class AgentProcess:
         """Send a signal; after SIGTERM and SIGKILL wait for its end."""
         if self._process is None or self._process.returncode is not None:
             return
-        self._process.send_signal(number)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+            self._process.send_signal(number)
         if number in (signal.SIGTERM, signal.SIGKILL):
             await self._process.wait()
 
@@ -110,9 +118,9 @@ class AgentProcess:
 
     async def stop(self) -> None:
         """End it, whatever it takes."""
-        await self._client.close()
         await self.signal(signal.SIGCONT)
         await self.signal(signal.SIGKILL)
+        await self._client.close()
 
     # talking to it
 
@@ -148,7 +156,7 @@ class AgentProcess:
         """A records of a name, sorted; the rcode if it is not NOERROR."""
         question = dns.message.make_query(name, "A")
         try:
-            answer = await dns.asyncquery.udp(question, self.address, port=8600, timeout=5.0)
+            answer = await dns.asyncquery.udp(question, self.address, port=8600, timeout=15.0)
         except dns.exception.Timeout:
             return "TIMEOUT"
         if answer.rcode():
@@ -161,14 +169,14 @@ class Cluster:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._net = secrets.randbelow(200) + 20
+        self._net = f"127.{secrets.randbelow(200) + 20}.{secrets.randbelow(250)}"
         self._keys = {dc: _key() for dc in ("dc1", "dc2", "wan")}
         self._token = secrets.token_hex(16)
         self.agents: dict[str, AgentProcess] = {}
 
     def address(self, datacenter: str, number: int) -> str:
-        """Where the n-th agent of a datacenter is."""
-        return f"127.{self._net}.{datacenter.removeprefix('dc')}.{number}"
+        """Where the n-th agent of a datacenter (dc1 or dc2) is."""
+        return f"{self._net}.{int(datacenter.removeprefix('dc')) * 100 + number}"
 
     def add(self, name: str, datacenter: str, number: int, *, server: bool = False, **extra: Any) -> AgentProcess:
         """Define an agent; number 1 is the server."""
@@ -202,8 +210,7 @@ class Cluster:
 
     async def stop(self) -> None:
         """End every agent."""
-        with contextlib.suppress(ProcessLookupError):
-            await asyncio.gather(*(agent.stop() for agent in self.agents.values()))
+        await asyncio.gather(*(agent.stop() for agent in self.agents.values()))
 
 
 def _key() -> str:

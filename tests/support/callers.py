@@ -13,7 +13,7 @@ from mesh_agent.ca.runner import Leaf
 from mesh_agent.http.message import Request, Response
 from mesh_agent.http.server import HttpServer
 
-PATIENCE_S = 20.0
+PATIENCE_S = 40.0
 GREETING = b"hello "
 
 
@@ -30,11 +30,13 @@ class Line:
 
     @classmethod
     async def to(cls, port: int, context: ssl.SSLContext | None = None, server_name: str | None = None) -> "Line":
-        """Connect to a port of loopback; Closed if the handshake fails."""
+        """Connect to a port of loopback; Closed if the handshake fails. Silence is another thing than the end, here and below: TimeoutError."""
         name = (server_name or "x") if context else None
         try:
             async with asyncio.timeout(PATIENCE_S):
                 return cls(*await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname=name))
+        except TimeoutError:
+            raise
         except (OSError, EOFError) as error:
             raise Closed(str(error)) from error
 
@@ -43,6 +45,8 @@ class Line:
         try:
             async with asyncio.timeout(PATIENCE_S):
                 return await self.reader.readexactly(count)
+        except TimeoutError:
+            raise
         except (OSError, EOFError) as error:
             raise self._closed(error) from error
 
@@ -68,6 +72,8 @@ class Line:
                 head = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
                 fields = dict(line.lower().split(": ", 1) for line in head[1:] if line)
                 body = await self.reader.readexactly(int(fields.get("content-length", 0)))
+        except TimeoutError:
+            raise
         except (OSError, EOFError) as error:
             raise self._closed(error) from error
         status = int(head[0].split()[1])

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import os
 import random
 import signal
 import sys
@@ -18,14 +17,16 @@ from mesh_agent.controllers.settings import load
 from mesh_agent.errors import MeshError, NotFound
 from mesh_agent.http.client import HttpClient
 from mesh_agent.kubernetes.client import KubernetesApi
-from tests.support.agents import AgentProcess, Cluster, until
+from tests.support.agents import AgentProcess, Cluster, environment, until
 from tests.support.charts import render
-from tests.support.kube_api import KubeApiServer, ensure, free_port
+from tests.support.kube_api import KubeApiServer, ensure
 from tests.support.kubernetes_objects import Json
+from tests.support.ports import free_port
 
 SYSTEM = "mesh-system"
 GROUP = "/apis/mesh.openmesh.io/v1alpha1"
-LEASE_S = 3.0
+LEASE_S = 5.0
+"""A holder gives up after 60 % of it without news: time enough for a busy machine to write a lease."""
 RULES = render(settings=("controllers.toKubernetes.enabled=true",))
 """The controllers of the tests may do what the chart allows them, and no more."""
 
@@ -226,7 +227,7 @@ class ControllersProcess:
                 *("--token-file", str(town.token_file), "--ca-file", str(town.ca_file)),
                 *("--kubernetes-api", town.kube.url, "--kubernetes-ca-file", str(town.kube.ca_file)),
                 *("--kubernetes-token-file", str(town.account_file)),
-                env={**os.environ, "MESH_CONTROLLERS_SETTINGS": self._settings},
+                env=environment(MESH_CONTROLLERS_SETTINGS=self._settings),
                 stdout=log,
                 stderr=log,
             )
@@ -249,7 +250,7 @@ class ControllersProcess:
         """A page of its operations port; (0, "") while it does not answer."""
         client = HttpClient()
         try:
-            answer = await client.request("GET", f"http://127.0.0.1:{self.port}", path, timeout_s=5.0)
+            answer = await client.request("GET", f"http://127.0.0.1:{self.port}", path, timeout_s=20.0)
         except MeshError:
             return 0, ""
         finally:

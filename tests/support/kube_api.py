@@ -9,7 +9,6 @@ import contextlib
 import datetime
 import ipaddress
 import secrets
-import socket
 import ssl
 import subprocess
 import time
@@ -29,6 +28,7 @@ from mesh_agent.artifacts.layout import version_key
 from mesh_agent.errors import NotFound, Unreachable
 from mesh_agent.kubernetes.client import KubernetesApi
 from mesh_agent.lab.machine import home
+from tests.support.ports import free_port
 
 ADDRESS = "127.0.0.1"
 CRDS = Path(__file__).parents[2] / "charts/mesh/crds"
@@ -52,13 +52,6 @@ def program(artifact: str, name: str) -> Path:
     if not found:
         pytest.fail(f"{root} holds no {artifact}: `mesh artifacts build {artifact}` makes it (make test does)")
     return found[-1]
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind((ADDRESS, 0))
-        return int(probe.getsockname()[1])
 
 
 class Process:

