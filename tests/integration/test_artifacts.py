@@ -219,7 +219,11 @@ def test_a_download_goes_on_where_it_broke_off(tmp_path: Path, mesh: Mesh, upstr
 def test_two_at_once_fetch_once(mesh: Mesh, upstream: Upstream) -> None:
     command = [sys.executable, "-m", "mesh_agent", "artifacts", "fetch", "coredns"]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=50)[0] for process in both]
+    try:
+        said = [process.communicate(timeout=120)[0] for process in both]
+    finally:
+        for process in both:
+            process.kill()
     assert [process.returncode for process in both] == [0, 0]
     assert sum("there already" in text for text in said) == 1
     assert len([path for path, _ in upstream.asked if path.endswith(".tgz")]) == 1

@@ -207,7 +207,7 @@ async def test_a_client_that_does_not_read_is_not_read_from(port: int, service: 
 
 async def test_one_that_never_reads_is_cut_off() -> None:
     service = Service()
-    server = HttpServer(service.handle, idle_s=0.1)
+    server = HttpServer(service.handle, idle_s=0.5)
     async with talking(await server.start("127.0.0.1", 0)) as talk:
         talk.writer.write(GET % b"/huge")
         await service.asked.wait()
@@ -306,7 +306,7 @@ async def test_a_bug_in_a_handler_is_500_and_the_connection_goes_on(
 
 
 async def test_an_idle_connection_is_closed() -> None:
-    async with serving(Service().handle, idle_s=0.1) as port:
+    async with serving(Service().handle, idle_s=0.5) as port:
         assert await answers(port) == b""
         assert (await answers(port, GET % b"/x")).startswith(b"HTTP/1.1 200 OK")
         assert await answers(port, b"GET / HT") == b"", "half a request is no sign of life"
@@ -314,10 +314,10 @@ async def test_an_idle_connection_is_closed() -> None:
 
 async def test_a_request_that_is_worked_on_is_not_idle() -> None:
     service = Service()
-    async with serving(service.handle, idle_s=0.1) as port, talking(port) as talk:
+    async with serving(service.handle, idle_s=0.5) as port, talking(port) as talk:
         talk.writer.write(GET % b"/hold")
         await service.held.wait()
-        asyncio.get_running_loop().call_later(0.4, service.release.set)
+        asyncio.get_running_loop().call_later(1.5, service.release.set)
         assert (await talk.response())[1] == b"held"
 
 

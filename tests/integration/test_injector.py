@@ -10,6 +10,7 @@ import datetime
 import ipaddress
 import json
 import random
+import re
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -34,7 +35,7 @@ from tests.unit.injector.test_patch import pod
 from tests.unit.injector.test_review import review
 
 NAMES = ("mesh-injector.mesh-system.svc",)
-PATIENCE_S = 20.0
+PATIENCE_S = 40.0
 
 
 def root() -> Authority:
@@ -212,7 +213,7 @@ async def test_the_bundle_gets_into_every_webhook_and_stays_there(world: World) 
 
 
 async def test_it_is_ready_when_it_can_answer_and_not_before(world: World) -> None:
-    world.refuse = 2
+    world.refuse = 1_000_000
     async with running(world) as injector:
         await until(lambda: injector.operations_port > 0)
         client = HttpClient()
@@ -220,6 +221,8 @@ async def test_it_is_ready_when_it_can_answer_and_not_before(world: World) -> No
         assert (await client.request("GET", target, "/healthz")).status == 200
         answer = await client.request("GET", target, "/readyz")
         assert (answer.status, b"certificate" in answer.body) == (503, True)
+        await until(lambda: len(world.tokens) > 1)
+        world.refuse = 0
         async with asyncio.timeout(PATIENCE_S):
             await injector.started.wait()
             while (await client.request("GET", target, "/readyz")).status != 200:  # noqa: ASYNC110
@@ -229,7 +232,7 @@ async def test_it_is_ready_when_it_can_answer_and_not_before(world: World) -> No
 
 
 async def test_the_certificate_is_renewed_while_connections_go_on(world: World) -> None:
-    world.life_s = 3.0
+    world.life_s = 8.0  # renewed at less than half of it: seconds to spare, however busy the machine is
     async with running(world) as injector:
         async with asyncio.timeout(PATIENCE_S):
             await injector.started.wait()
@@ -241,7 +244,7 @@ async def test_the_certificate_is_renewed_while_connections_go_on(world: World) 
             serials.add(connection.getpeercert()["serialNumber"])
 
         async with asyncio.timeout(PATIENCE_S):
-            while len(serials) < 3:  # the first certificate is over by then
+            while len(serials) < 3:
                 answer = await kept.request("POST", target, "/v1/inject/namespace", body=review(pod()))
                 assert answer.status == 200
                 context = ssl.create_default_context(cadata=world.authority.certificate_pem)
@@ -262,7 +265,7 @@ async def test_another_root_means_another_certificate_at_once(world: World) -> N
         first, world.authority = world.authority, root()
         (world.directory / "roots.new").write_text(world.authority.certificate_pem + first.certificate_pem)
         (world.directory / "roots.new").replace(world.directory / "roots.pem")
-        await until(lambda: len(world.tokens) == 2)
+        await until(lambda: len(world.tokens) >= 2)
         target = f"https://127.0.0.1:{injector.port}"
         answer = None
         async with asyncio.timeout(PATIENCE_S):
@@ -282,9 +285,9 @@ async def test_somebody_who_is_no_agent_is_not_asked(tmp_path: Path) -> None:
         await until(lambda: injector.operations_port > 0)
         client = HttpClient()
         target = f"http://127.0.0.1:{injector.operations_port}"
-        wanted, seen = b"mesh_injector_certificate_failures_total 2", b""
+        again, seen = rb"mesh_injector_certificate_failures_total ([2-9]|\d\d+)\n", b""
         async with asyncio.timeout(PATIENCE_S):
-            while wanted not in seen:
+            while not re.search(again, seen):
                 await asyncio.sleep(0.05)
                 seen = (await client.request("GET", target, "/metrics")).body
         await client.close()

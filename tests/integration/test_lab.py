@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -43,7 +42,7 @@ def lab(inventory: Path) -> Iterator[Lab]:
 
 def _ping(lab: Lab, count: int = 3, interval: str = "0.2") -> tuple[float, float]:
     """Loss in per cent and median-ish round trip in ms from a1 to b1."""
-    line = [*lab.enter("a1"), "ping", "-c", str(count), "-i", interval, "-W", "1", "10.92.0.11"]
+    line = [*lab.enter("a1"), "ping", "-c", str(count), "-i", interval, "-W", "3", "10.92.0.11"]
     out = subprocess.run(line, capture_output=True, text=True, check=False).stdout
     loss = re.search(r"([\d.]+)% packet loss", out)
     times = sorted(float(each) for each in re.findall(r"time=([\d.]+)", out))
@@ -60,7 +59,7 @@ def test_a_lab_lives_and_leaves_nothing(lab: Lab) -> None:
     lab.wan("delay", 40)
     assert _ping(lab)[1] >= 80
     lab.wan("heal")
-    lab.wan("loss", 60)
+    lab.wan("loss", 30)  # each way: that none of 20 gets through, or all, is less likely than one in 500,000
     assert 0 < _ping(lab, 20, "0.05")[0] < 100
     lab.wan("heal")
     for change in ("drop", "cut"):
@@ -87,12 +86,15 @@ def test_a_lab_lives_and_leaves_nothing(lab: Lab) -> None:
 def test_what_an_interrupted_start_left_is_removed(lab: Lab, inventory: Path) -> None:
     line = [sys.executable, "-m", "mesh_agent", "lab", "up", "-i", str(inventory), "--name", NAME]
     process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 300
-    while not list(lab.directory.glob("hosts/*/nspawn.pid")):
-        assert process.poll() is None, "it ended before it was interrupted"
-        assert time.monotonic() < deadline
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    try:
+        deadline = time.monotonic() + 300
+        while not list(lab.directory.glob("hosts/*/nspawn.pid")):
+            assert process.poll() is None, "it ended before it was interrupted"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
     assert lab.leftovers() != []
     lab.down()
     assert lab.leftovers() == []

@@ -78,6 +78,14 @@ class PodNetwork:
         for path in (self.directory, self.mesh, self.directory / "ca"):
             path.chmod(0o755)
         self._holder = await asyncio.create_subprocess_exec("unshare", "--net", "sleep", "infinity")
+        try:
+            await self._connect()
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def _connect(self) -> None:
         own = os.readlink("/proc/thread-self/ns/net")
         await eventually(lambda: os.readlink(f"/proc/{self.pid}/ns/net") != own, "the pod has a network of its own")
         run("ip", "link", "add", self._veth, "type", "veth", "peer", "name", "eth0", "netns", str(self.pid))
@@ -89,7 +97,6 @@ class PodNetwork:
             f"route add default via {GATEWAY}",
         ):
             run(*self.inside("ip", *line.split()))
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         for process in self._processes:
@@ -143,6 +150,7 @@ class PodNetwork:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
+        self._processes.append(process)
         output, _ = await process.communicate()
         assert process.returncode is not None
         return process.returncode, output.decode()
