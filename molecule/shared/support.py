@@ -6,7 +6,8 @@ MESH_PROJECT and MESH_LAB_INVENTORY (default: inventory/lab) say which lab, MESH
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,17 @@ class Node:
 
     def dig(self, name: str, *, server: str = "") -> list[str] | str:
         """Addresses of a name by the host's own resolver, sorted, or the rcode."""
+        return self.timed_dig(name, server=server)[0]
+
+    def timed_dig(self, name: str, *, server: str = "") -> tuple[list[str] | str, float]:
+        """The same, and how long the answer took in seconds, without the start of the process; infinity if there was none."""
         answer = self.ok(f"dig +tries=1 +time=4 {server} {name} A || true")
         status = answer.partition("status: ")[2].partition(",")[0]
+        took_s = float(answer.partition("Query time: ")[2].partition(" ")[0] or "inf") / 1000
         if status != "NOERROR":
-            return status or "TIMEOUT"
+            return status or "TIMEOUT", took_s
         rows = [line.split() for line in answer.splitlines() if line and not line.startswith(";")]
-        return sorted(row[4] for row in rows if row[3] == "A")
+        return sorted(row[4] for row in rows if row[3] == "A"), took_s
 
     def api(self, path: str, method: str = "GET", body: object = None) -> Any:
         """JSON of the agent's HTTP API; AssertionError for an error status."""
@@ -63,6 +69,12 @@ class Node:
         )
         text, _, status = out.rpartition("\n")
         return int(status), text
+
+    def timed_status(self, path: str) -> tuple[int, float]:
+        """Status of a GET of the agent's HTTP API, and how long it took in seconds, without the start of the process."""
+        what = "%%{http_code} %%{time_total}"
+        status, took_s = self.ok(f"curl -s -m 20 -o /dev/null -w '{what}' %s", f"http://127.0.0.1:8500{path}").split()
+        return int(status), float(took_s)
 
 
 class Datacenters:
@@ -93,8 +105,18 @@ def wan(mesh: Datacenters):  # type: ignore[no-untyped-def]
         mesh.lab.wan("heal")
 
 
+@contextmanager
+def crashed(mesh: Datacenters, name: str) -> Iterator[None]:
+    """A host without power as long as the block runs: a test that fails in it does not take the next ones with it."""
+    mesh.lab.crash(name)
+    try:
+        yield
+    finally:
+        mesh.lab.start(name)
+
+
 def until(condition: Callable[[], Any], what: str, deadline_s: float = 60.0) -> float:
-    """Wait for `condition` to hold; how long that took, in seconds."""
+    """Wait for `condition` to hold; how long that took, in seconds. An answer that cannot be read yet is no answer."""
     started = time.monotonic()
     last: object = None
     while time.monotonic() - started < deadline_s:
@@ -102,7 +124,7 @@ def until(condition: Callable[[], Any], what: str, deadline_s: float = 60.0) -> 
             last = condition()
             if last:
                 return time.monotonic() - started
-        except AssertionError as error:
+        except (AssertionError, LookupError, ValueError) as error:
             last = error
         time.sleep(0.05)
     pytest.fail(f"not within {deadline_s:g} s: {what} (last: {last})")

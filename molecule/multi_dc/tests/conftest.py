@@ -5,11 +5,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "shared"))
 
-from support import Datacenters, Node, measured, mesh, pytest_runtest_makereport, pytest_terminal_summary, until, wan
+from support import (
+    Datacenters,
+    Node,
+    crashed,
+    measured,
+    mesh,
+    pytest_runtest_makereport,
+    pytest_terminal_summary,
+    until,
+    wan,
+)
 
 __all__ = [
     "Datacenters",
     "Node",
+    "crashed",
     "measured",
     "mesh",
     "pytest_runtest_makereport",

@@ -6,27 +6,33 @@ import subprocess
 import time
 
 import pytest
-from conftest import Datacenters, Node, measured, until
+from conftest import Datacenters, Node, crashed, measured, until
 
 pytestmark = pytest.mark.timeout(600)
 API = ["10.2.0.12", "10.2.0.13"]
 WEB = ["10.1.0.12"]
+GONE_S = 90.0
+"""Three nodes find a dead one within 3 s to its turn, 1 to 8 s for the probe (8 on a starved machine) and 4 s of suspicion; six times that."""
 CALL = "curl -s -m 5 -o /dev/null -w '%{http_code}' http://127.0.0.1:9191/"
 
 
 def test_every_agent_is_a_member_and_healthy(mesh: Datacenters) -> None:
     for name, node in mesh.nodes.items():
-        members = {member["Name"]: member["Status"] for member in node.api("/v1/agent/members")}
-        assert members == {other: 1 for other in mesh.nodes if other[:3] == name[:3]}
+        wanted = {other: 1 for other in mesh.nodes if other[:3] == name[:3]}
+        until(lambda n=node, w=wanted: _members(n) == w, f"{name} sees all of its datacenter alive")
     wan = {member["Name"] for member in mesh["dc1-s1"].api("/v1/agent/members?wan=1")}
     assert wan == {"dc1-s1.dc1", "dc2-s1.dc2"}
     assert mesh["dc2-c1"].api("/v1/catalog/datacenters") == ["dc2", "dc1"]
 
 
+def _members(node: Node) -> dict[str, int]:
+    return {member["Name"]: member["Status"] for member in node.api("/v1/agent/members")}
+
+
 def test_a_service_of_the_other_datacenter_is_found_by_the_hosts_own_resolver(mesh: Datacenters) -> None:
     for domain in ("mesh", "consul"):
-        assert mesh["dc1-c2"].dig(f"api.service.dc2.{domain}") == API
-        assert mesh["dc2-c2"].dig(f"web.service.dc1.{domain}") == WEB
+        until(lambda d=domain: mesh["dc1-c2"].dig(f"api.service.dc2.{d}") == API, f"api in {domain}")
+        until(lambda d=domain: mesh["dc2-c2"].dig(f"web.service.dc1.{d}") == WEB, f"web in {domain}")
     assert mesh["dc1-c2"].dig("api.service.mesh") == "NXDOMAIN"
     assert mesh["dc1-c1"].ok("getent hosts api.service.dc2.mesh").split()[0] in API
 
@@ -65,12 +71,11 @@ def test_a_stopped_instance_disappears_from_both_and_comes_back(mesh: Datacenter
 
 
 def test_a_killed_hosts_instances_disappear_and_come_back(mesh: Datacenters) -> None:
-    mesh.lab.crash("dc2-c2")
-    started = time.monotonic()
-    until(lambda: mesh["dc1-c1"].dig("api.service.dc2.mesh") == API[:1], "the dead host's instance is gone", 30)
-    measured(f"host killed to gone from DNS in the other datacenter: {time.monotonic() - started:.1f} s")
-    until(lambda: mesh["dc2-c1"].dig("api.service.mesh") == API[:1], "in its own datacenter too", 5)
-    mesh.lab.start("dc2-c2")
+    with crashed(mesh, "dc2-c2"):
+        started = time.monotonic()
+        until(lambda: mesh["dc1-c1"].dig("api.service.dc2.mesh") == API[:1], "the dead host's instance is gone", GONE_S)
+        measured(f"host killed to gone from DNS in the other datacenter: {time.monotonic() - started:.1f} s")
+        until(lambda: mesh["dc2-c1"].dig("api.service.mesh") == API[:1], "in its own datacenter too")
     seconds = until(lambda: mesh["dc1-c1"].dig("api.service.dc2.mesh") == API, "it is back after power-on")
     measured(f"host powered on to back in DNS: {seconds:.1f} s after boot")
     serves = "curl -s -m 5 -o /dev/null -w '%{http_code}' http://127.0.0.1:9090/health"
@@ -215,24 +220,25 @@ def test_the_capture_would_have_seen_it(mesh: Datacenters, capture) -> None:  # 
 
 def test_a_cut_wan_leaves_both_datacenters_alive_and_heals(mesh: Datacenters, wan) -> None:  # type: ignore[no-untyped-def]
     one, two = mesh["dc1-c1"], mesh["dc2-c1"]
-    assert one.dig("api.service.dc2.mesh") == API
+    until(lambda: one.dig("api.service.dc2.mesh") == API, "all is well")
     wan("drop")
-    until(lambda: one.dig("api.service.dc2.mesh") == "SERVFAIL", "an honest SERVFAIL", 20)
-    until(lambda: two.dig("web.service.dc1.mesh") == "SERVFAIL", "in both directions", 20)
+    until(lambda: one.dig("api.service.dc2.mesh") == "SERVFAIL", "an honest SERVFAIL")
+    until(lambda: two.dig("web.service.dc1.mesh") == "SERVFAIL", "in both directions")
     for node, name in (
         (one, "api.service.dc2.mesh"),
         (one, "never-asked.service.dc2.mesh"),
         (two, "web.service.dc1.mesh"),
     ):
-        started = time.monotonic()
-        assert node.dig(name) == "SERVFAIL"
-        assert time.monotonic() - started < 2.5, "fails fast (2 s and a process start)"
+        answer, took_s = node.timed_dig(name)
+        assert answer == "SERVFAIL"
+        assert took_s < 2.5, "fails fast"
     for path in ("/v1/health/service/api?dc=dc2", "/v1/catalog/services?dc=dc2"):
-        started = time.monotonic()
-        assert one.api_status(path)[0] == 500
-        assert time.monotonic() - started < 2.5
+        status, took_s = one.timed_status(path)
+        assert status == 500
+        assert took_s < 2.5, "fails fast"
     for node, datacenter, name in ((one, "dc1", "web"), (two, "dc2", "api")):
-        assert node.dig(f"{name}.service.mesh") == (WEB if name == "web" else API)
+        wanted = WEB if name == "web" else API
+        until(lambda n=node, s=name, w=wanted: n.dig(f"{s}.service.mesh") == w, "its own names are answered")
         node.api("/v1/agent/service/register", "PUT", {"Name": f"alone-{datacenter}", "Port": 1})
         until(lambda n=node, d=datacenter: n.dig(f"alone-{d}.service.mesh") == [mesh.address[n.name]], "registers")
         until(lambda n=node, d=datacenter: n.api_status(f"/v1/agent/connect/ca/leaf/alone-{d}")[0] == 200, "leafs")
@@ -242,9 +248,9 @@ def test_a_cut_wan_leaves_both_datacenters_alive_and_heals(mesh: Datacenters, wa
     seconds = until(lambda: one.dig("api.service.dc2.mesh") == API, "dc2 is found again")
     seconds += until(lambda: two.dig("alone-dc1.service.dc1.mesh") == WEB, "and what was registered meanwhile")
     measured(f"WAN healed to names of the other datacenter: {seconds:.1f} s")
-    wanted = {("cut", "one"), ("cut", "two")}
+    pairs = {("cut", "one"), ("cut", "two")}
     for node in (one, two):
-        until(lambda n=node: wanted <= _pairs(n), "intentions of both sides are everywhere")
+        until(lambda n=node: pairs <= _pairs(n), "intentions of both sides are everywhere")
     for server in ("dc1-s1", "dc2-s1"):
         until(lambda s=server: _all_alive(mesh[s]), "the WAN pool is whole", 90)
     for node, datacenter in ((one, "dc1"), (two, "dc2")):
@@ -283,10 +289,9 @@ def test_calls_go_on_while_the_servers_are_gone(mesh: Datacenters) -> None:
 
 def test_a_server_that_loses_power_comes_back_with_everything(mesh: Datacenters) -> None:
     far, near = mesh["dc1-c1"], mesh["dc2-c1"]
-    mesh.lab.crash("dc2-s1")
-    assert near.dig("api.service.mesh") == API
-    until(lambda: far.dig("api.service.dc2.mesh") == "SERVFAIL", "the other datacenter says so", 30)
-    mesh.lab.start("dc2-s1")
+    with crashed(mesh, "dc2-s1"):
+        assert near.dig("api.service.mesh") == API
+        until(lambda: far.dig("api.service.dc2.mesh") == "SERVFAIL", "the other datacenter says so")
     until(lambda: far.dig("api.service.dc2.mesh") == API, "it is back")
     until(lambda: mesh["dc2-s1"].dig("api.service.mesh") == API, "with its catalog")
     until(lambda: _status(far) == "200", "and calls work")
@@ -295,9 +300,8 @@ def test_a_server_that_loses_power_comes_back_with_everything(mesh: Datacenters)
 def test_a_host_that_loses_power_keeps_its_registrations(mesh: Datacenters) -> None:
     mesh["dc1-c1"].api("/v1/agent/service/register", "PUT", {"Name": "durable", "Port": 1})
     until(lambda: mesh["dc1-s1"].dig("durable.service.mesh") == WEB, "registered")
-    mesh.lab.crash("dc1-c1")
-    until(lambda: mesh["dc1-s1"].dig("durable.service.mesh") == "NXDOMAIN", "gone with its host", 30)
-    mesh.lab.start("dc1-c1")
+    with crashed(mesh, "dc1-c1"):
+        until(lambda: mesh["dc1-s1"].dig("durable.service.mesh") == "NXDOMAIN", "gone with its host", GONE_S)
     until(lambda: mesh["dc1-s1"].dig("durable.service.mesh") == WEB, "registered still")
     until(lambda: _status(mesh["dc1-c1"]) == "200", "and its sidecar works")
     mesh["dc1-c1"].api("/v1/agent/service/deregister/durable", "PUT")

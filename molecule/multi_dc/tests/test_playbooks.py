@@ -17,7 +17,7 @@ ENVIRONMENT = os.environ | {
     "ANSIBLE_NOCOLOR": "1",
     "ANSIBLE_FORCE_COLOR": "0",
 }
-CALL = "curl -s -m 5 -o /dev/null -w '%{http_code}' http://127.0.0.1:9191/"
+CALL = "curl -s -m 20 -o /dev/null -w '%{http_code}' http://127.0.0.1:9191/"
 
 
 def _play(playbook: str, *options: str) -> str:
@@ -70,8 +70,7 @@ def test_gossip_keys_are_rotated_while_everything_works(mesh: Datacenters) -> No
     assert set(statuses) == {"200"}
     measured(f"calls through the mesh during a rotation of all gossip keys: {len(statuses)}, none failed")
     for server in servers:
-        members = server.api("/v1/agent/members")
-        assert {member["Status"] for member in members} == {1}
+        until(lambda s=server: {m["Status"] for m in s.api("/v1/agent/members")} == {1}, "everybody is alive")
     mesh["dc1-c2"].ok("systemctl restart mesh-agent")
     until(lambda: mesh["dc1-c2"].api("/v1/agent/members")[2:], "an agent that restarts is in the pool with the new key")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from clusters import Cluster, load_from_host, playbook
-from support import Datacenters, measured, until
+from support import Datacenters, crashed, measured, until
 from workloads import NAMESPACE, always_one, intentions, namespace, service
 
 pytestmark = pytest.mark.timeout(2400)
@@ -113,12 +113,11 @@ def test_there_is_no_way_back() -> None:
 def test_a_control_plane_that_dies_is_not_missed(mesh: Datacenters, called: dict[str, Any]) -> None:
     rest = Cluster(mesh["dc1-k2"])
     with load_from_host(mesh["dc2-c1"], UPSTREAM) as result:
-        mesh.lab.crash("dc1-k1")
-        began = time.monotonic()
-        until(lambda: not rest.ready()["dc1-k1"], "the others see that it is away", 180)
-        measured(f"control plane killed to NotReady: {time.monotonic() - began:.0f} s")
-        rest.kubectl("-n", NAMESPACE, "create", "configmap", "written-without-it")
-        mesh.lab.start("dc1-k1")
+        with crashed(mesh, "dc1-k1"):
+            began = time.monotonic()
+            until(lambda: not rest.ready()["dc1-k1"], "the others see that it is away", 180)
+            measured(f"control plane killed to NotReady: {time.monotonic() - began:.0f} s")
+            rest.kubectl("-n", NAMESPACE, "create", "configmap", "written-without-it")
         until(lambda: rest.ready()["dc1-k1"], "it is back", 240)
     lost = result["failed"]
     measured(f"a control plane with a pod of the service killed: {result['good']} requests, {len(lost)} failed")
