@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 _LAN_HEARTBEAT_S, _WAN_HEARTBEAT_S = 10.0, 1.0
 _SETTLE_S = 30.0
+_RETRY_S = 1.0
 """How long after its start a server lets agents join before it declares those that it does not see."""
 
 
@@ -200,6 +201,7 @@ class Server:
     async def _keep_membership(self) -> None:
         """Make the catalog agree with gossip: at each change, and once agents have had time to join."""
         while True:
+            patience_s = _SETTLE_S
             settled = self._clock.now() - self._started_at >= _SETTLE_S
             try:
                 wanted = plan(self.view, map(_liveness, filter(_is_agent, self._members)), settled=settled)
@@ -209,8 +211,9 @@ class Server:
                 continue
             except MeshError as error:
                 log.warning("membership could not be written, trying again: %s", error)
+                patience_s = _RETRY_S
             try:
-                async with asyncio.timeout(_SETTLE_S):
+                async with asyncio.timeout(patience_s):
                     await self._members_changed.wait()
             except TimeoutError:
                 continue
