@@ -120,8 +120,18 @@ def test_an_intention_that_is_changed_in_one_datacenter_is_enforced_in_the_other
 
 
 def _curl_listener(node: Node, *options: str) -> tuple[int, str]:
-    command = f"curl -sk -m 5 -w ' %{{http_code}}' {' '.join(options)} https://10.2.0.12:21000/"
-    return node.run(command)
+    return node.run(f"curl -sk -m 5 -w ' %{{http_code}}' {' '.join(options)} https://10.2.0.12:21000/")
+
+
+def _curl_as(node: Node, service: str) -> tuple[int, str]:
+    """The same with the certificate of a service of the node, which its agent gives."""
+    leaf = node.api(f"/v1/agent/connect/ca/leaf/{service}")
+    for name, key in ((f"{service}.pem", "CertPEM"), (f"{service}.key", "PrivateKeyPEM")):
+        node.ok(f"umask 077; printf '%%s' %s > /tmp/{name}", leaf[key])
+    try:
+        return _curl_listener(node, f"--cert /tmp/{service}.pem --key /tmp/{service}.key")
+    finally:
+        node.ok(f"rm /tmp/{service}.pem /tmp/{service}.key")
 
 
 def test_strangers_are_refused(mesh: Datacenters) -> None:
