@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 .PHONY: help packages setup envoy wheelhouse up down check programs unit molecule kubernetes upgrade test bench
 export DEBIAN_FRONTEND := noninteractive
+# Ansible refuses to start in a locale without UTF-8, and in one that the machine does not have.
+export LC_ALL := C.UTF-8
 PACKAGES := debootstrap systemd-container iproute2 nftables apt-utils procps serf bind9-dnsutils python3-venv git dnsperf wrk tcpdump
 ENVOY_VERSION := 1.40.0
 UV := $(shell command -v uv || echo .cache/uv/bin/uv)

@@ -1,17 +1,19 @@
 """The repository is an Ansible collection: it can be built, installed and used by its full name."""
 
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from tests.support.agents import of_ansible
 
 TOP = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 
 
 def _run(directory: Path, program: str, *arguments: str | Path) -> str:
-    environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(directory), "ANSIBLE_HOME": str(directory / "home")}
+    own = {"ANSIBLE_COLLECTIONS_PATH": str(directory), "ANSIBLE_HOME": str(directory / "home")}
+    environment = {**of_ansible(), **own}
     line = [str(BIN / program), *map(str, arguments)]
     done = subprocess.run(line, cwd=directory, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

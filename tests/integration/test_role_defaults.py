@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.support.agents import of_ansible
+
 TOP = Path(__file__).resolve().parents[2]
 ANSIBLE = Path(sys.executable).parent / "ansible-playbook"
 INVENTORY = """
@@ -34,7 +36,8 @@ def test_addresses_of_other_hosts(tmp_path: Path) -> None:
     play = PLAY.replace("{top}", str(TOP)).replace("{out}", str(tmp_path))
     (tmp_path / "play.yml").write_text(play, encoding="utf-8")
     line = [str(ANSIBLE), "-i", "hosts.yml", "play.yml"]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    environment = {**of_ansible(), "ANSIBLE_HOME": str(tmp_path / "home")}
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("*.json")}
     assert found == {

@@ -51,6 +51,11 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "COLUMNS": "120", **more}
 
 
+def of_ansible() -> dict[str, str]:
+    """That of the tests, without settings of Ansible, in a locale that it accepts and every machine has."""
+    return {**{k: v for k, v in os.environ.items() if not k.startswith("ANSIBLE_")}, "LC_ALL": "C.UTF-8"}
+
+
 class AgentProcess:
     """One `mesh_agent.app` process."""
 
