@@ -77,6 +77,7 @@ class Node:
 
     async def secrets(self, proxy_id: str, metadata: dict[str, str], kind: str = SECRET) -> list[str]:
         """Names of the resources that a proxy is given; grpc.aio.AioRpcError if it is refused."""
+        await self.agent.until_open(8503)
         roots = await self.agent.json("/v1/connect/ca/roots")
         bundle = "".join(root["RootCert"] for root in roots["Roots"])
         async with (
@@ -150,6 +151,7 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
     found = Node(agent, api)
     try:
         await cluster.start()
+        await agent.until_open(8504)
         yield found
     finally:
         await found.client.close()

@@ -98,6 +98,7 @@ async def node(tmp_path: Path) -> AsyncIterator[PodNode]:
         agent.address = GATEWAY
         stack.push_async_callback(cluster.stop)
         await cluster.start()
+        await agent.until_open(8504)
         yield PodNode(agent, api, directory, stack)
 
 

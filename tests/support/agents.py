@@ -97,6 +97,16 @@ class AgentProcess:
         checks = await self.json(f"/v1/health/node/{self.name}")
         return any(check["CheckID"] == "serfHealth" and check["Status"] == "passing" for check in checks)
 
+    async def until_open(self, port: int) -> None:
+        """Wait for a port that is not open from the start: those for pods need the agent's certificate, or a first sidecar."""
+
+        async def connects() -> bool:
+            _, writer = await asyncio.open_connection(self.address, port)
+            writer.close()
+            return True
+
+        await until(connects, f"{self.name} listens on port {port}; its log: {self._log}")
+
     def log(self) -> str:
         """What it has logged."""
         return self._log.read_text(encoding="utf-8", errors="replace")
