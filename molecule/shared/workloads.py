@@ -13,7 +13,7 @@ def namespace() -> list[Manifest]:
     labels = {"mesh.openmesh.io/inject": "enabled", "pod-security.kubernetes.io/enforce": "privileged"}
     programs = {
         "demo.py": (TOP / "roles/mesh_demo/files/demo.py").read_text(encoding="utf-8"),
-        "load.py": Path(__file__).with_name("load.py").read_text(encoding="utf-8"),
+        **{name: Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("load.py", "probed.py")},
     }
     return [
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}},
@@ -25,15 +25,7 @@ def service(name: str, image: str, *, replicas: int = 1, node: str = "", port: i
     """A Deployment of the demo service, its account and its Service."""
     probe = {"httpGet": {"path": "/health", "port": port}, "periodSeconds": 1, "failureThreshold": 30}
     command = ["python3", "/programs/demo.py", name, str(port), "0.0.0.0"]
-    container = {
-        "name": "main",
-        "image": image,
-        "imagePullPolicy": "IfNotPresent",
-        "command": command,
-        "ports": [{"containerPort": port}],
-        "readinessProbe": probe,
-        "volumeMounts": [{"name": "programs", "mountPath": "/programs"}],
-    }
+    container = _container(image, command, port) | {"readinessProbe": probe}
     selector = {"matchLabels": {"app": name}}
     apart = {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}
     template = {
@@ -55,6 +47,30 @@ def service(name: str, image: str, *, replicas: int = 1, node: str = "", port: i
             "kind": "Deployment",
             "metadata": _meta(name),
             "spec": {"replicas": replicas, "selector": selector, "template": template},
+        },
+    ]
+
+
+def probed(name: str, image: str) -> list[Manifest]:
+    """A pod that its kubelet probes by TCP, HTTP, gRPC and a command, and its account."""
+    every = {"periodSeconds": 1, "failureThreshold": 2}
+    web, tcp, health = {"httpGet": {"path": "/", "port": 8080}}, {"tcpSocket": {"port": 8080}}, {"grpc": {"port": 8081}}
+    container = _container(image, ["/opt/mesh/bin/python3", "/programs/probed.py"], 8080)
+    probes = {
+        "startupProbe": tcp | every | {"failureThreshold": 60},
+        "livenessProbe": web | every,
+        "readinessProbe": health | every,
+    }
+    command = {"exec": {"command": ["test", "-d", "/programs"]}}
+    beside = container | {"name": "beside", "command": ["sleep", "3600"], "ports": [], "livenessProbe": command | every}
+    pod = _pod(name, container | probes, "")
+    return [
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": _meta(name)},
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": _meta(name) | {"labels": {"app": name}},
+            "spec": pod | {"containers": [*pod["containers"], beside], "terminationGracePeriodSeconds": 1},
         },
     ]
 
@@ -94,6 +110,17 @@ def intentions(destination: str, **sources: str) -> Manifest:
         "kind": "ServiceIntentions",
         "metadata": _meta(destination),
         "spec": {"destination": {"name": destination}, "sources": rules},
+    }
+
+
+def _container(image: str, command: list[str], port: int) -> Manifest:
+    return {
+        "name": "main",
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": command,
+        "ports": [{"containerPort": port}],
+        "volumeMounts": [{"name": "programs", "mountPath": "/programs"}],
     }
 
 

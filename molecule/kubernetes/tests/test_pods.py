@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from clusters import Cluster, ask, execute, load, pod_of, refused
 from support import Datacenters, measured, until
-from workloads import NAMESPACE, intentions, job, namespace, service
+from workloads import NAMESPACE, intentions, job, namespace, probed, service
 
 pytestmark = pytest.mark.timeout(600)
 SHOP = "spiffe://mesh.internal/ns/default/dc/dc1/svc/shop"
@@ -62,6 +62,24 @@ def test_pods_are_found_by_name_from_plain_hosts(mesh: Datacenters, dc1: Cluster
         for host in ("dc1-c1", "dc2-c1"):
             for domain in ("mesh", "consul"):
                 until(lambda h=host, n=f"{name}.{domain}", a=address: mesh[h].dig(n) == [a], f"{name} in {domain}")
+
+
+def test_probes_of_every_kind_keep_working(mesh: Datacenters, dc2: Cluster, image: str) -> None:
+    """Their ports are captured and speak mutual TLS alone, and kubelets have no certificate."""
+
+    def passing() -> int:
+        return len(mesh["dc1-c1"].api("/v1/health/service/probed?dc=dc2&passing"))
+
+    dc2.apply(*probed("probed", image))
+    dc2.kubectl("-n", NAMESPACE, "wait", "pod/probed", "--for=condition=Ready", "--timeout=180s")
+    until(lambda: passing() == 1, "it is ready, and the mesh has heard of it")
+    assert execute(dc2, "probed", "touch", "/tmp/unwell")[0] == 0
+    until(lambda: passing() == 0, "what its gRPC health says counts")
+    assert execute(dc2, "probed", "rm", "/tmp/unwell")[0] == 0
+    until(lambda: passing() == 1, "it is well again")
+    statuses = dc2.get("pod", "-n", NAMESPACE, "probed")["status"]["containerStatuses"]
+    assert {each["name"]: each["restartCount"] for each in statuses} == {"main": 0, "beside": 0}
+    dc2.kubectl("-n", NAMESPACE, "delete", "pod", "probed", "--timeout=60s")
 
 
 def test_an_intention_that_goes_is_enforced_and_comes_back(dc1: Cluster, dc2: Cluster) -> None:
