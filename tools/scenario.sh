@@ -16,4 +16,4 @@ trap 'exit $code' EXIT
 cp "$logs/$scenario.log" "$logs/$scenario.failed.log"
 mesh lab down
 printf '\nscenario %s failed; all of it: %s\n' "$scenario" "$logs/$scenario.failed.log"
-sed 's/\x1b\[[0-9;]*m//g' "$logs/$scenario.log" | grep -E '^(FAILED|ERROR) |^E  +|fatal: \[|failed: \[|\[ERROR\]' | cut -c1-400 | tail -n 15
+sed 's/\x1b\[[0-9;]*m//g; s/^ *│ \{0,1\}//' "$logs/$scenario.log" | grep -E '^(FAILED|E  ) |fatal: \[|failed: \[|^\[ERROR\]' -A 2 | cut -c1-300 | tail -n 20
