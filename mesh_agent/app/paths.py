@@ -1,5 +1,6 @@
 """Where an agent keeps things on disk, and the id that it keeps for life."""
 
+import contextlib
 import os
 import secrets
 import uuid
@@ -42,11 +43,10 @@ class Paths:
 
 
 def boot_id() -> str:
-    """What is another one each time this host starts; empty where the kernel does not say."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
+    """What is another one each time this host starts: BOOT_ID, or the kernel's; empty where neither is known."""
+    with contextlib.suppress(OSError):
+        return os.environ.get("BOOT_ID") or Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return ""
 
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o600) -> None:
